@@ -1,0 +1,227 @@
+"""One exception tree; the first paragraph of a class's docstring is its message.
+
+    NlpDistillError
+    ├── UserError                    exit code 2: something the user can correct
+    │   ├── RecipeError              RecipeInvalid, RecipeNotFound, NotYet
+    │   ├── DataError                what is wrong with the data
+    │   ├── ModelError               what is wrong with a model reference
+    │   ├── RunFolderError           StageChanged, RunFolderNotFound, RunFolderBusy
+    │   └── MissingExtra             an optional part is not installed
+    ├── RunFailed                    exit code 3: the run started and cannot go on
+    └── Interrupted                  exit code 75: stopped on request, resumable
+
+Fields in braces are filled from keyword arguments: ``raise ColumnMissing(source=…, column=…, …)``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, ClassVar
+
+
+class NlpDistillError(Exception):
+    """{message}"""
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, message: str | None = None, **fields: Any) -> None:
+        if message is None:
+            message = inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[0].replace("\n", " ")
+            message = message.format(**fields)
+        super().__init__(message)
+        self.fields = fields
+
+
+class UserError(NlpDistillError):
+    """Something the user can correct."""
+
+    exit_code = 2
+
+
+# Recipes
+
+
+class RecipeError(UserError):
+    """Something in the recipe."""
+
+
+class RecipeInvalid(RecipeError):
+    """{source}: {count} to correct in the recipe.
+
+    The problems follow, one a line, with line number, path and the nearest valid name.
+    """
+
+    def __init__(self, source: str, problems: list[str]) -> None:
+        count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
+        super().__init__(source=source, count=count)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join([super().__str__(), *(f"  {problem}" for problem in self.problems)])
+
+
+class RecipeNotFound(RecipeError):
+    """No recipe '{name}': it is neither a file here nor one of the shipped recipes ({shipped}).{hint}"""
+
+
+class RecipeUnreadable(RecipeError):
+    """{source}: not a readable YAML recipe ({reason}); see `nlp-distill recipes show quickstart` for one that is."""
+
+
+class NotYet(RecipeError):
+    """{what} is not supported yet; {instead}."""
+
+
+class TaskUnknown(RecipeError):
+    """No task '{name}' is installed; installed tasks: {installed}.{hint}"""
+
+
+# Data
+
+
+class DataError(UserError):
+    """Something in the data."""
+
+
+class DataNotFound(DataError):
+    """Data '{name}' was not found: {reason}. {fix}"""
+
+
+class DataUnreadable(DataError):
+    """{source}: cannot be read as {format} ({reason}); save it as UTF-8 CSV, TSV, JSON lines or Parquet."""
+
+
+class DataEmpty(DataError):
+    """{source}: has no rows; give a file with at least one example per label."""
+
+
+class ColumnMissing(DataError):
+    """{source}: has no column '{column}' (columns: {columns}); set data.columns.{role} to one of them.{hint}"""
+
+
+class ColumnsUnclear(DataError):
+    """{source}: cannot tell which column is the {role} (columns: {columns}); set data.columns.{role}."""
+
+
+class LabelsHidden(DataError):
+    """{source}: {count} of {rows} labels are -1, which marks hidden labels (GLUE's test splits); use a split with labels."""
+
+
+class LabelsInvalid(DataError):
+    """{source}: {reason} (first at row {row}); {fix}."""
+
+
+class OneClassOnly(DataError):
+    """{source}: every row has the label {label}; a classifier needs at least two."""
+
+
+class TextInvalid(DataError):
+    """{source}: column '{column}' has {reason} at row {row}; every row needs text there."""
+
+
+# Models
+
+
+class ModelError(UserError):
+    """Something about a model."""
+
+
+class ModelNotFound(ModelError):
+    """Model '{reference}' was not found: {reason}. {fix}"""
+
+
+class HubUnreachable(ModelError):
+    """'{reference}' is not on this machine and the Hugging Face Hub cannot be reached ({reason}). To work offline give a local folder or `package:NAME/path`, or fill the cache once while online and set HF_HUB_OFFLINE=1."""
+
+
+class PickleOnly(ModelError):
+    """Model '{reference}' has only pickle weights ({files}), which can run code when loaded; convert them to safetensors where you trust them, or choose a revision that has model.safetensors."""
+
+
+class WeightsChanged(ModelError):
+    """Model '{reference}': {file} has sha256 {got}, expected {expected}; reinstall the package that carries it."""
+
+
+class UnknownFamily(ModelError):
+    """Model '{reference}' is of the type '{model_type}', whose layers we do not know; known types: {known}."""
+
+
+class StudentTooDeep(ModelError):
+    """student.layers is {layers}, but the teacher '{reference}' has only {teacher_layers}; choose 1 to {teacher_layers}."""
+
+
+class LayerMapInvalid(ModelError):
+    """Layer map {policy!r}: {reason}; {fix}."""
+
+
+class LabelMismatch(ModelError):
+    """The teacher '{reference}' has the labels {teacher}, the data has {data}; put data.label_names in the teacher's order if they mean the same, or set teacher.finetune to give it a new head."""
+
+
+class HeadMissing(ModelError):
+    """The teacher '{reference}' has no {head} head and teacher.finetune is `none`; set teacher.finetune to train one."""
+
+
+class SignalMissing(ModelError):
+    """The term '{term}' cannot be computed: {reason}; {fix}."""
+
+
+class TokenizerMismatch(ModelError):
+    """Teacher and student use different vocabularies ({teacher} and {student} tokens), so the same text gives them different token ids; choose a student that shares the teacher's tokenizer."""
+
+
+class MissingExtra(UserError):
+    """{what} needs a part that is not installed; run `pip install 'nlp-distill[{extra}]'`."""
+
+
+# Run folders
+
+
+class RunFolderError(UserError):
+    """Something about the folder of a run."""
+
+
+class StageChanged(RunFolderError):
+    """{folder}: the stage '{stage}' was made with other settings ({changes}); use another --out, or --redo to make it and the stages after it anew (earlier stages are kept)."""
+
+
+class RunFolderNotFound(RunFolderError):
+    """'{folder}' is not the folder of a run (no recipe.yaml in it); give a recipe or the folder that `nlp-distill run` printed."""
+
+
+class RunFolderForeign(RunFolderError):
+    """'{folder}' exists and is not the folder of a run; choose another --out."""
+
+
+class ModelFolderNotFound(RunFolderError):
+    """'{folder}' holds no model to predict with; give a run folder that has been exported, or a model folder."""
+
+
+class DiskFull(UserError):
+    """{path}: no space left on the device ({reason}); free some, or choose another --out. What was complete before is intact."""
+
+
+class BudgetMissed(NlpDistillError):
+    """The budget was missed ({missed}) and --strict was given; results.json has every variant's figures."""
+
+    exit_code = 3
+
+
+class RunFailed(NlpDistillError):
+    """{stage}: {reason}."""
+
+    exit_code = 3
+
+
+class LossNotFinite(RunFailed):
+    """The loss became {value} at step {step} (term '{term}', examples {examples}); try a lower learning rate or precision: fp32. The last checkpoint is intact."""
+
+
+class ParityFailed(RunFailed):
+    """The exported {name} disagrees with PyTorch: max |Δlogit| {difference:.2e} over {rows} rows, {flips} changed labels (allowed 1e-4 and 0)."""
+
+
+class Interrupted(NlpDistillError):
+    """Stopped at step {step} of '{stage}' with a checkpoint; the same command resumes."""
+
+    exit_code = 75

@@ -1,0 +1,297 @@
+"""What a recipe may say: pydantic models, each field with its unit and range.
+
+Data, not a program. The short forms (`task`, `teacher`, a `distill` without `phases`) are lists of one; the
+resolved recipe has the lists. Reading, overriding and reporting errors: `nlp_distill.recipe_file`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+LayerPolicy = Literal["alternate", "first", "last", "first_last", "distilbert"]
+LayerMap = LayerPolicy | list[Annotated[int, Field(ge=0)]]
+
+
+class Settings(BaseModel):
+    """Base of every part: unknown keys are errors, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Columns(Settings):
+    """Names of the columns to use; guessed, and shown before training, where not given."""
+
+    text: str | None = Field(None, description="Column with the text, or the first text of a pair.")
+    text_pair: str | None = Field(None, description="Column with the second text of a pair.")
+    label: str | list[str] | None = Field(
+        None, description="Column with the label; several 0/1 columns make a multi-label task."
+    )
+
+
+class Data(Settings):
+    """The rows to learn from and to be scored on."""
+
+    dataset: str | None = Field(
+        None,
+        description="`glue/NAME` (GLUE's columns and metrics), the name of a dataset on the Hub, a local folder "
+        "or file, or `sample:NAME` (a sample that ships).",
+    )
+    config: str | None = Field(None, description="Configuration of a Hub dataset.")
+    revision: str | None = Field(None, description="Commit, tag or branch of a Hub dataset.")
+    files: str | dict[Literal["train", "validation", "test"], str] | None = Field(
+        None, description="A folder or a file for each split, read instead of the Hub's copy of `dataset`."
+    )
+    columns: Columns = Field(Columns(), description="Which columns to use.")
+    label_names: list[str] | None = Field(None, description="Names of the labels, in the order of their ids.", min_length=1)
+    problem: Literal["auto", "single_label", "multi_label", "regression"] = Field(
+        "auto", description="Kind of the labels; `auto` decides from the label column."
+    )
+    limit: int | None = Field(None, ge=1, description="Use at most this many training rows, chosen by hash.")
+    selection: int | None = Field(
+        None,
+        ge=1,
+        description="Training rows kept aside to choose the best epoch on; unset: the smaller of 5 % and 1,000.",
+    )
+
+    @model_validator(mode="after")
+    def _named(self) -> Data:
+        if self.dataset is None and self.files is None:
+            raise ValueError("give `dataset` (a name, folder or file) or `files`")
+        return self
+
+
+class Training(Settings):
+    """How one stretch of training runs. One step is exactly `batch_size` examples."""
+
+    epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training rows.")
+    learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    batch_size: int = Field(32, ge=1, le=65_536, description="Examples in one optimizer step, over all processes.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay after the warm-up.")
+    warmup: float = Field(0.1, ge=0, lt=1, description="Share of all steps over which the learning rate rises.")
+    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW's decay of weight matrices.")
+    max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are clipped to this norm; null: not clipped.")
+    patience: int | None = Field(
+        None, ge=1, description="Stop after this many epochs without a better selection score; null: never."
+    )
+    keep: Literal["best", "last"] = Field("best", description="Which epoch's weights to keep, by selection score.")
+    micro_batch_tokens: int = Field(
+        4096, ge=1, description="Most tokens, padding counted, in one forward; lower it when memory is short."
+    )
+    checkpoint_minutes: float = Field(5.0, ge=0, description="Minutes between checkpoints inside an epoch (0: each step).")
+
+
+class Lora(Settings):
+    """Low-rank adapters (Hu et al. 2021), merged into the weights before the teacher is used."""
+
+    rank: int = Field(8, ge=1, le=1024, description="Rank of the update.")
+    alpha: float = Field(16, gt=0, description="Scale of the update; it is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
+
+
+class Finetune(Training):
+    """Fine-tuning of a teacher that has no head for the task."""
+
+    learning_rate: float = Field(5e-5, gt=0, le=1, description="Peak learning rate of AdamW.")
+    lora: Lora | None = Field(None, description="Train low-rank adapters instead of all weights.")
+
+
+class Teacher(Settings):
+    """The model to imitate."""
+
+    model: str = Field(description="Local folder, run folder, Hub id with optional @revision, or `package:NAME/path`.")
+    finetune: Finetune | Literal["auto", "none"] | None = Field(
+        None,
+        description="Settings of the fine-tuning; `auto`: try a few and keep the best on the selection rows; "
+        "`none`: use the teacher as it is; unset: `auto`, unless the teacher has a head for the task.",
+    )
+
+
+class Shape(Settings):
+    """A student of another shape than its teacher, trained from random weights through projected terms."""
+
+    layers: int = Field(ge=1, description="Number of layers.")
+    hidden_size: int | None = Field(None, ge=1, description="Width; unset: the teacher's.")
+    attention_heads: int | None = Field(None, ge=1, description="Heads; unset: the teacher's.")
+    intermediate_size: int | None = Field(None, ge=1, description="Width of the feed-forward; unset: four times the width.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Shape:
+        if self.hidden_size and self.attention_heads and self.hidden_size % self.attention_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of attention_heads {self.attention_heads}")
+        return self
+
+
+class Student(Settings):
+    """The small model: cut from the teacher, another checkpoint, or a new shape."""
+
+    layers: int | None = Field(None, ge=1, description="Cut: keep this many of the teacher's layers.")
+    init: LayerMap = Field("alternate", description="Cut: which teacher layers initialise the student (the copy map).")
+    model: str | None = Field(None, description="Start from this checkpoint instead (an earlier run's `model/` too).")
+    config: Shape | None = Field(None, description="Start from random weights in this shape instead.")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Student:
+        given = [name for name in ("layers", "model", "config") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of `layers`, `model`, `config` (given: {', '.join(given) or 'none'})")
+        return self
+
+
+class Term(Settings):
+    """One term of the objective."""
+
+    weight: float = Field(1.0, gt=0, description="Factor of the term in the sum.")
+
+
+class LogitsTerm(Term):
+    """The teacher's outputs (Hinton et al. 2015). Regression always uses `mse`."""
+
+    kind: Literal["logits"] = "logits"
+    distance: Literal["kl", "reverse_kl", "jsd", "mse"] = Field("kl", description="Distance of the distributions.")
+    temperature: float = Field(2.0, gt=0, le=100, description="Softens both distributions; the term is multiplied by T².")
+
+
+class LabelsTerm(Term):
+    """The task's own loss on the true labels (cross entropy, its multi-label form, or squared error)."""
+
+    kind: Literal["labels"] = "labels"
+
+
+class HiddenTerm(Term):
+    """Outputs of the supervised layers (FitNets, TinyBERT; `gram`: similarity of tokens)."""
+
+    kind: Literal["hidden"] = "hidden"
+    distance: Literal["mse", "cosine", "gram"] = Field("mse", description="Distance of the layer outputs.")
+
+
+class AttentionTerm(Term):
+    """Attention scores of the supervised layers, before (`mse`) or after (`kl`) the softmax (TinyBERT)."""
+
+    kind: Literal["attention"] = "attention"
+    distance: Literal["mse", "kl"] = Field("mse", description="Distance of the attention scores.")
+
+
+class RelationTerm(Term):
+    """Query, key and value relations (MiniLM, MiniLMv2)."""
+
+    kind: Literal["relation"] = "relation"
+    of: list[Literal["query", "key", "value"]] = Field(
+        ["query", "key", "value"], description="Which vectors to relate to themselves.", min_length=1
+    )
+    heads: int = Field(12, ge=1, description="Relation heads; must divide both widths.")
+    layers: Literal["last", "all"] = Field("last", description="The last supervised layer (as MiniLM), or all of them.")
+
+
+AnyTerm = Annotated[
+    LogitsTerm | LabelsTerm | HiddenTerm | AttentionTerm | RelationTerm, Field(discriminator="kind")
+]
+
+
+class Phase(Training):
+    """A stretch of distillation with its own terms."""
+
+    epochs: int = Field(4, ge=1, le=10_000, description="Passes over the training rows.")
+    losses: list[AnyTerm] = Field(
+        [LogitsTerm(), HiddenTerm(), AttentionTerm()], description="The weighted terms.", min_length=1
+    )
+    supervise: LayerMap = Field(
+        "alternate", description="Which teacher layer each student layer imitates (the supervise map)."
+    )
+
+
+class Distill(Settings):
+    """The phases of the distillation, in order."""
+
+    phases: list[Phase] = Field([Phase()], min_length=1, description="The phases; the short form is one.")
+
+
+class Export(Settings):
+    """A form of the student to deliver."""
+
+    format: Literal["onnx"] = Field("onnx", description="File format.")
+    profile: Literal["fast", "exact"] = Field(
+        "fast", description="`fast`: int8 weights and activations beside the fp32 file; `exact`: fp32 only."
+    )
+    target: Literal["auto", "avx512_vnni", "avx2", "arm64"] = Field(
+        "auto", description="Instruction set that int8 is made for; `auto`: this machine's."
+    )
+    score_drop: float = Field(
+        0.5, ge=0, le=100, description="Points that int8 may lose against fp32 on the selection rows before it is refused."
+    )
+
+
+class Budget(Settings):
+    """Limits that the recommended variant, the smallest that meets them all, must keep."""
+
+    latency_ms: float | None = Field(None, gt=0, description="Milliseconds: median latency, batch 1.")
+    size_mb: float | None = Field(None, gt=0, description="Megabytes (10⁶ bytes): all files needed to run.")
+    memory_mb: float | None = Field(None, gt=0, description="Megabytes: peak memory of the process.")
+    score_drop: float | None = Field(None, ge=0, le=100, description="Points lost against the teacher.")
+    threads: int = Field(1, ge=1, description="Threads that latency is measured with.")
+    sequence: int | None = Field(None, ge=1, description="Tokens; unset: the 90th percentile of the data's lengths.")
+
+
+class Recipe(Settings):
+    """The whole road from data to a proven student."""
+
+    version: Literal[1] = Field(1, description="Version of the recipe format.")
+    tasks: list[str] = Field(description="Task adapters; the short form is `task: classification`.", min_length=1)
+    data: Data = Field(description="The rows.")
+    teachers: list[Teacher] = Field(description="Teachers; the short form is `teacher: {…}`.", min_length=1)
+    student: Student = Field(description="The student.")
+    distill: Distill = Field(Distill(), description="The distillation.")
+    control: bool = Field(False, description="Also train the same student on labels only, as a row of the table.")
+    export: list[Export] = Field([Export()], description="Forms to deliver.")
+    budget: Budget = Field(Budget(), description="Limits to meet.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
+    max_length: int = Field(128, ge=4, le=8192, description="Tokens kept of an input, special tokens counted.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="Arithmetic of the matrix products; `auto`: bf16 where a short probe says that it is faster."
+    )
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]] = Field(
+        [], description="Experiment trackers, through Accelerate."
+    )
+
+    @field_validator("tasks", "teachers")
+    @classmethod
+    def _one(cls, value: list[Any]) -> list[Any]:
+        if len(value) > 1:
+            raise ValueError("more than one is not supported yet; give one")
+        return value
+
+    @property
+    def task(self) -> str:
+        """The one task."""
+        return self.tasks[0]
+
+    @property
+    def teacher(self) -> Teacher:
+        """The one teacher."""
+        return self.teachers[0]
+
+    def resolved(self) -> dict[str, Any]:
+        """Every setting, defaults included, as plain data; read again, it gives the same recipe."""
+        return self.model_dump(mode="json")
+
+    def sha256(self) -> str:
+        """Identity of the resolved recipe, in hexadecimal."""
+        text = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def expand(raw: dict[str, Any]) -> dict[str, Any]:
+    """The long form of a recipe as written: short forms become lists of one. Unknown keys stay as they are."""
+    expanded = dict(raw)
+    for short, long in (("task", "tasks"), ("teacher", "teachers")):
+        if short in expanded and long not in expanded:
+            expanded[long] = [expanded.pop(short)]
+    distill = expanded.get("distill")
+    if isinstance(distill, dict) and "phases" not in distill:
+        expanded["distill"] = {"phases": [distill]}
+    if isinstance(expanded.get("export"), dict):
+        expanded["export"] = [expanded["export"]]
+    return expanded

@@ -1,0 +1,162 @@
+"""The folder of a run: layout, manifest, events, atomic publication.
+
+Everything that is published goes through a temporary name, fsync and rename: a reader sees the old file, the
+new one, or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nlp_distill.errors import DiskFull, RunFolderForeign
+
+
+def sha256_file(path: Path) -> str:
+    """Hash of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hash of plain data, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" into a `DiskFull` that names the place."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(path=path, reason=error.strerror) from error
+        raise
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Publish a text file atomically."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _fsync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Publish plain data as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that takes the place of `path` when the block ends well, and vanishes otherwise."""
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                _fsync(file)
+            _fsync(temporary)
+            if path.exists():
+                old = path.with_name(f".{path.name}.{os.getpid()}.old")
+                path.rename(old)
+                temporary.rename(path)
+                shutil.rmtree(old)
+            else:
+                temporary.rename(path)
+            _fsync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def folder_bytes(path: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+class RunDir:
+    """The folder of one run.
+
+    `recipe.yaml` (resolved), `manifest.json`, `events.jsonl`, `teacher/`, `student/`, `control/`,
+    `checkpoints/`, `predictions/`, `model/` (the deliverable), `results.json`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe = self.path / "recipe.yaml"
+        self.results = self.path / "results.json"
+        self.teacher = self.path / "teacher"
+        self.student = self.path / "student"
+        self.control = self.path / "control"
+        self.model = self.path / "model"
+        self.checkpoints = self.path / "checkpoints"
+        self.predictions = self.path / "predictions"
+        self._manifest = self.path / "manifest.json"
+        self._events = self.path / "events.jsonl"
+
+    def create(self) -> None:
+        """Make the folder; refuse one that holds something else. Clears what a killed process left half-written."""
+        if self.path.exists() and not self.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise RunFolderForeign(folder=self.path)
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        for left in [*self.path.glob(".*.tmp"), *self.path.glob(".*.old"), *self.model.glob(".*.tmp")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def exists(self) -> bool:
+        """Whether this is the folder of a run."""
+        return self.recipe.is_file()
+
+    def manifest(self) -> dict[str, Any]:
+        """Versions, machine and the stages that are complete; empty before the first."""
+        if not self._manifest.is_file():
+            return {}
+        manifest: dict[str, Any] = json.loads(self._manifest.read_text(encoding="utf-8"))
+        return manifest
+
+    def update_manifest(self, **parts: Any) -> None:
+        """Replace parts of the manifest."""
+        write_json(self._manifest, {**self.manifest(), **parts})
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append one line to `events.jsonl`: kinds are stage, progress, metric, warning."""
+        line = json.dumps({"time": round(time.time(), 3), "event": kind, **fields}, ensure_ascii=False)
+        with disk_errors(self._events), self._events.open("a", encoding="utf-8") as stream:
+            stream.write(line + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """All complete lines of `events.jsonl`."""
+        if not self._events.is_file():
+            return []
+        lines = self._events.read_text(encoding="utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines if line]
