@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from nlp_distill.recipe import Data
+    from nlp_distill.recipe import Columns, Data
 
 GROUP = "nlp_distill.tasks"
 Batch = dict[str, Any]
@@ -49,6 +49,10 @@ class Task(ABC):
 
         Settles `label_names`, `primary_metric` and `config_settings`. Raises `DataError`.
         """
+
+    @abstractmethod
+    def columns(self, dataset: Dataset, given: Columns) -> Columns:
+        """Which columns to use: those given, the rest guessed. Raises `ColumnMissing`, `ColumnsUnclear`."""
 
     @abstractmethod
     def config_settings(self) -> dict[str, Any]:
