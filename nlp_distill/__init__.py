@@ -1,0 +1,55 @@
+"""nlp_distill: turn a large Hugging Face transformer into a small student that runs on a CPU, and prove it.
+
+``import nlp_distill; run = nlp_distill.run("quickstart", "distill.epochs=3"); run.pipeline()("…")``
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "NlpDistillError": "errors",
+    "UserError": "errors",
+    "Recipe": "recipe",
+    "load_recipe": "recipe_file",
+    "shipped_recipes": "recipe_file",
+    "Task": "task",
+    "load_task": "task",
+    "task_names": "task",
+    "layer_map": "layers",
+    "read_splits": "data",
+    "RunDir": "rundir",
+    "load_pipeline": "prediction",
+    "Objective": "objective",
+    "cut_student": "student",
+    "Run": "stages",
+    "run": "stages",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from nlp_distill.data import read_splits
+    from nlp_distill.errors import NlpDistillError, UserError
+    from nlp_distill.layers import layer_map
+    from nlp_distill.objective import Objective
+    from nlp_distill.prediction import load_pipeline
+    from nlp_distill.recipe import Recipe
+    from nlp_distill.recipe_file import load_recipe, shipped_recipes
+    from nlp_distill.rundir import RunDir
+    from nlp_distill.stages import Run, run
+    from nlp_distill.student import cut_student
+    from nlp_distill.task import Task, load_task, task_names
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'nlp_distill' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"nlp_distill.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

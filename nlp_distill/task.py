@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nlp_distill.errors import TaskUnknown
 
@@ -100,8 +100,8 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def softmax(self) -> bool:
-        """Whether the logits are one distribution (single label); otherwise each is a task of its own."""
+    def distribution(self) -> Literal["softmax", "sigmoid", "value"]:
+        """What the logits are: one distribution (single label), one for each label, or plain values (regression)."""
 
     def notes(self) -> dict[str, str]:
         """How things were decided (columns guessed, who computes the metric); shown and put into the results."""

@@ -1,0 +1,282 @@
+"""The command line. Every verb is a thin layer over a public function; exit codes are in `EXIT_CODES`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from nlp_distill import __version__
+from nlp_distill.errors import Interrupted, NlpDistillError
+
+EXIT_CODES = {0: "ok", 2: "something to correct", 3: "the run failed", 75: "stopped, resumable", 130: "stopped at once"}
+
+app = typer.Typer(
+    name="nlp-distill",
+    help="Turn a large Hugging Face transformer into a small student that runs on a CPU, and prove it.",
+    epilog="Exit codes: " + ", ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+recipes_app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+err = Console(stderr=True)
+out_console = Console()
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, the name of a shipped recipe, or the folder of a run.")]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/NAME).")]
+OverrideOption = Annotated[list[str] | None, typer.Option("-o", help="Override a setting: key.path=value; repeatable.")]
+RedoOption = Annotated[bool, typer.Option("--redo", help="Make stages whose settings changed anew.")]
+ControlOption = Annotated[bool, typer.Option("--control", help="Also train the same student on labels only.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: user errors become one sentence and an exit code, never a traceback."""
+    _quiet_libraries()
+    try:
+        app(arguments)
+    except Interrupted as error:
+        err.print(f"{error}\n  {_command_line()}", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except NlpDistillError as error:
+        err.print(f"Error: {error}", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("Stopped.")
+        sys.exit(130)
+
+
+def _quiet_libraries() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+
+
+def _command_line() -> str:
+    import shlex
+
+    return "nlp-distill " + shlex.join(sys.argv[1:])
+
+
+def _stop_flag() -> Callable[[], bool]:
+    """True once SIGINT or SIGTERM came; a second one stops at once."""
+    asked: list[int] = []
+
+    def handle(number: int, _frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        err.print("Stopping after this step; once more to stop at once.")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return lambda: bool(asked)
+
+
+def _run(
+    recipe: str,
+    out: Path | None,
+    overrides: list[str] | None,
+    redo: bool,
+    control: bool,
+    until: str,
+    as_json: bool,
+    strict: bool = False,
+) -> None:
+    from nlp_distill.display import Display
+
+    asked = _stop_flag()
+    overrides = [*(overrides or []), *(["control=true"] if control else [])]
+    console = err if as_json else out_console
+    with Display(console) as display:
+        from nlp_distill.reports.table import next_lines, results_table, verdict
+        from nlp_distill.stages import run
+
+        finished = run(
+            recipe, *overrides, out=out, redo=redo, until=until, strict=strict, notify=display.notify, stop=asked
+        )
+    results = finished.results
+    if as_json:
+        sys.stdout.write(json.dumps(results if until == "results" else {"run": str(finished.path)}) + "\n")
+    elif until == "results":
+        out_console.print(results_table(results))
+        for line in [*verdict(results), "", *next_lines(finished.path, results)]:
+            out_console.print(line, highlight=False, markup=False, soft_wrap=True)
+    else:
+        out_console.print(f"{until}: done, in {finished.path}", highlight=False)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    override: OverrideOption = None,
+    redo: RedoOption = False,
+    control: ControlOption = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when the budget is missed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe from data to proof: teacher, student, exports, scores, latency, one table."""
+    _run(recipe, out, override, redo, control, "results", as_json, strict)
+
+
+@app.command()
+def distill(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    override: OverrideOption = None,
+    redo: RedoOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the teacher where needed and distil the student."""
+    _run(recipe, out, override, redo, False, "distill", as_json)
+
+
+@app.command()
+def export(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    override: OverrideOption = None,
+    redo: RedoOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on until the student is exported and checked against PyTorch."""
+    _run(recipe, out, override, redo, False, "export", as_json)
+
+
+@app.command()
+def evaluate(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    override: OverrideOption = None,
+    redo: RedoOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on until every variant is scored through the pipeline that a user would call."""
+    _run(recipe, out, override, redo, False, "evaluate", as_json)
+
+
+@app.command()
+def measure(
+    recipe: RecipeArgument,
+    out: OutOption = None,
+    override: OverrideOption = None,
+    redo: RedoOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on until every variant's latency, memory and size are measured."""
+    _run(recipe, out, override, redo, False, "measure", as_json)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="The folder of a run, a model folder, or a Hub id.")],
+    text: Annotated[list[str] | None, typer.Argument(help="Texts; none: one a line from standard input.")] = None,
+    variant: Annotated[str | None, typer.Option("--variant", help="For example student-onnx-int8.")] = None,
+    text_pair: Annotated[str | None, typer.Option("--text-pair", help="Second text of a pair.")] = None,
+) -> None:
+    """Predict with the recommended variant; one JSON object a line."""
+    from nlp_distill.prediction import load_pipeline
+
+    pipe = load_pipeline(model, variant)
+    for line in text or (stripped for line in sys.stdin if (stripped := line.rstrip("\n"))):
+        inputs = {"text": line, "text_pair": text_pair} if text_pair is not None else line
+        sys.stdout.write(json.dumps({"inputs": inputs, "outputs": pipe(inputs)}, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(help="Also check that this recipe can run here.")] = None,
+    override: OverrideOption = None,
+) -> None:
+    """Say what is installed, what this machine offers, and whether a recipe can run, without training."""
+    from nlp_distill.doctor import check_recipe, report
+
+    for line in [*report(), *(check_recipe(recipe, override or []) if recipe else [])]:
+        out_console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    sys.stdout.write(f"{__version__}\n")
+
+
+@recipes_app.command("list")
+def recipes_list(as_json: JsonOption = False) -> None:
+    """List the shipped recipes."""
+    from nlp_distill.recipe_file import shipped_recipes
+
+    shipped = {name: _summary(path) for name, path in sorted(shipped_recipes().items())}
+    if as_json:
+        sys.stdout.write(json.dumps(shipped) + "\n")
+        return
+    width = max(len(name) for name in shipped)
+    for name, summary in shipped.items():
+        out_console.print(f"{name:<{width}}  {summary}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _summary(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.lstrip("# ")
+
+
+@recipes_app.command("show")
+def recipes_show(
+    name: RecipeArgument,
+    resolved: Annotated[bool, typer.Option("--resolved", help="With every default.")] = False,
+) -> None:
+    """Print a recipe."""
+    from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
+
+    text = write_recipe(load_recipe(name)) if resolved else find_recipe(name).read_text(encoding="utf-8")
+    sys.stdout.write(text)
+
+
+@recipes_app.command("copy")
+def recipes_copy(
+    name: Annotated[str, typer.Argument(help="A shipped recipe, or the name of a task, for example classification.")],
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    data: Annotated[
+        str | None, typer.Option("--data", help="Your CSV, TSV, JSON lines or Parquet file, or folder of them.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option("--teacher", help="Your teacher: a folder or Hub id.")] = None,
+) -> None:
+    """Write a recipe to edit, with the columns of your data guessed."""
+    from nlp_distill.starter import copy_recipe
+
+    for line in copy_recipe(name, target, data, teacher):
+        out_console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@recipes_app.command("validate")
+def recipes_validate(name: RecipeArgument, override: OverrideOption = None) -> None:
+    """Check a recipe; every problem is listed at once."""
+    from nlp_distill.recipe_file import load_recipe
+
+    recipe = load_recipe(name, override or [])
+    out_console.print(f"{name}: valid (sha256 {recipe.sha256()[:12]})", highlight=False)
+
+
+@recipes_app.command("schema")
+def recipes_schema() -> None:
+    """Print the JSON Schema of recipes."""
+    from nlp_distill.recipe import Recipe
+
+    sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""The training loop: teacher fine-tuning, control and every phase of a distillation run through it.
+
+One optimizer step is exactly `batch_size` examples, cut first over ranks, then into micro-batches. Order comes
+from (seed, epoch), noise from (seed, step, micro-step, rank); the learning rate is a function of the step.
+Nothing else is random and nothing depends on when we evaluate or stop, so a resumed run repeats the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nlp_distill.batches import derived_seed, epoch_steps, micro_batches, rank_share, steps_per_epoch
+from nlp_distill.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
+from nlp_distill.errors import Interrupted, LossNotFinite, RunFailed
+from nlp_distill.objective import Objective
+from nlp_distill.recipe import Training
+from nlp_distill.signals import Signal, TeacherSource, capture, model_inputs
+from nlp_distill.task import Batch, Task
+
+Notify = Callable[..., None]
+"""`notify(kind, **fields)`: progress, metric and warning events."""
+
+PROGRESS_SECONDS = 1.0
+EVALUATION_TOKENS = 8192
+
+
+@dataclass
+class Rows:
+    """Tokenised rows (`Task.features`), with the raw rows that `Task.score` needs."""
+
+    features: Dataset
+    raw: Dataset
+
+    def __post_init__(self) -> None:
+        self.lengths = np.array([len(ids) for ids in self.features["input_ids"]], dtype=np.int64)
+
+    def take(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Rows by number."""
+        columns: dict[str, list[Any]] = self.features[indices.tolist()]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+@dataclass
+class Setting:
+    """Where a training happens; the same for all trainings of a run."""
+
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    accelerator: Accelerator
+    seed: int
+    autocast: torch.dtype | None = None
+    notify: Notify = lambda kind, **fields: None
+    stop: Callable[[], bool] = lambda: False
+
+
+@dataclass
+class Trained:
+    """What a training did. `history`: one entry an epoch."""
+
+    best_epoch: int = 0
+    best_score: float | None = None
+    steps: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Step(nn.Module):
+    """Student and projections as one module, so that data-parallel wrappers see every gradient."""
+
+    def __init__(self, student: PreTrainedModel, objective: Objective, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self.student, self.objective, self.autocast = student, objective, autocast
+
+    def forward(self, batch: Batch, teacher: Signal, counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The micro-batch's part of the step's loss, and the sum of each term."""
+        device = batch["input_ids"].device.type
+        with (
+            torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
+            capture(self.student, self.objective.student_request) as signal,
+        ):
+            outputs = self.student(**model_inputs(batch))
+        sums = self.objective.sums(outputs, signal, teacher, batch)
+        return self.objective.total(sums, counts), {name: value.detach() for name, value in sums.items()}
+
+
+def learning_rate(settings: Training, step: int, total: int) -> float:
+    """Learning rate of optimizer step `step` (from 0) of `total`: linear warm-up, then the schedule."""
+    warmup = int(settings.warmup * total)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / (warmup + 1)
+    share = (step - warmup) / max(1, total - warmup)
+    factor = {"linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share)), "constant": 1.0}
+    return settings.learning_rate * factor[settings.schedule]
+
+
+def adamw(module: nn.Module, settings: Training) -> torch.optim.AdamW:
+    """Fused AdamW; biases and norms are not decayed."""
+    matrices = [p for p in module.parameters() if p.requires_grad and p.dim() > 1]
+    vectors = [p for p in module.parameters() if p.requires_grad and p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True)
+
+
+def train(
+    model: PreTrainedModel,
+    objective: Objective,
+    teacher: TeacherSource | None,
+    rows: Rows,
+    selection: Rows | None,
+    settings: Training,
+    setting: Setting,
+    checkpoints: CheckpointFolder,
+    stage: str,
+) -> Trained:
+    """Train `model` in place; it ends with the weights of the best epoch (`keep: best`) or the last.
+
+    The best epoch is chosen by the task's primary metric on `selection`, ties by the loss on its labels.
+    Resumes from the newest checkpoint of the same key. Raises `Interrupted` after a checkpoint when
+    `setting.stop()` turns true, `LossNotFinite` when the loss does.
+    """
+    accelerator, task, notify = setting.accelerator, setting.task, setting.notify
+    rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+    if min(settings.batch_size, len(rows.lengths)) < world:
+        raise RunFailed(stage=stage, reason=f"{world} processes cannot share steps of {settings.batch_size} examples")
+    collate = task.collate(setting.tokenizer)
+    step_module = Step(model, objective, setting.autocast).to(device)
+    wrapped = accelerator.prepare_model(step_module)
+    optimizer = adamw(step_module, settings)
+    per_epoch = steps_per_epoch(len(rows.lengths), settings.batch_size)
+    total = per_epoch * settings.epochs
+    done = Trained()
+    best: dict[str, Tensor] = {}
+    best_rank = (-1e30, -1e30)
+    done_steps = 0
+    epoch_sums: dict[str, float] = {}
+
+    if resumed := checkpoints.load():
+        step_module.load_state_dict(resumed.weights)
+        restore_optimizer(step_module, optimizer, resumed.optimizer)
+        state, best = resumed.state, resumed.best
+        done_steps, epoch_sums = state["step"], state["epoch_sums"]
+        best_rank = (state["best_rank"][0], state["best_rank"][1])
+        done = Trained(**state["trained"])
+        notify("resumed", stage=stage, step=done_steps)
+    for name in checkpoints.moved_aside:
+        notify("warning", stage=stage, message=f"damaged checkpoint moved aside: {name}")
+
+    def checkpoint() -> None:
+        if accelerator.is_main_process:
+            state = {"step": done_steps, "trained": vars(done), "best_rank": best_rank, "epoch_sums": epoch_sums}
+            tensors = optimizer_tensors(step_module, optimizer)
+            checkpoints.save(Checkpoint(state, dict(step_module.state_dict()), tensors, best))
+        accelerator.wait_for_everyone()
+
+    finished = done_steps >= total or _out_of_patience(done, settings)
+    stop = False
+    last_saved = last_shown = time.monotonic()
+    examples = 0
+    with torch.random.fork_rng():
+        while not finished:
+            epoch = done_steps // per_epoch
+            steps = epoch_steps(rows.lengths, settings.batch_size, setting.seed, epoch)
+            for within in range(done_steps - epoch * per_epoch, per_epoch):
+                # One optimizer step: counts first, so that every micro-batch is normalised over the whole step.
+                mine = rank_share(steps[within], rank, world)
+                cuts = micro_batches(mine, rows.lengths, settings.micro_batch_tokens)
+                micro = [_to_device(collate(rows.take(cut)), device) for cut in cuts]
+                due = time.monotonic() - last_saved >= settings.checkpoint_minutes * 60
+                counts, stop, due = _agree(objective, micro, setting, due)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(settings, done_steps, total)
+                step_sums: dict[str, Tensor] = {}
+                step_module.train()
+                for number, batch in enumerate(micro):
+                    signal = teacher.signal(batch) if teacher else Signal()
+                    torch.manual_seed(derived_seed(setting.seed, "noise", done_steps, number, rank))
+                    last = number == len(micro) - 1
+                    with nullcontext() if last else accelerator.no_sync(wrapped):
+                        loss, sums = wrapped(batch, signal, counts)
+                        # Data-parallel gradients are averaged over ranks; ours are parts of one sum.
+                        accelerator.backward(loss * world)
+                    step_sums = {name: step_sums.get(name, 0) + value for name, value in sums.items()}
+                norm = nn.utils.clip_grad_norm_(step_module.parameters(), settings.max_grad_norm or math.inf)
+                if not torch.isfinite(norm):
+                    _refuse_not_finite(step_sums, norm, done_steps, steps[within], stage)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                done_steps += 1
+                examples += len(steps[within])
+                for name, value in step_sums.items():
+                    epoch_sums[name] = epoch_sums.get(name, 0.0) + float(value) / max(counts[name], 1.0)
+                now = time.monotonic()
+                if now - last_shown >= PROGRESS_SECONDS or done_steps == total:
+                    rate, examples = examples / (now - last_shown), 0
+                    losses = {name: value * world / (within + 1) for name, value in epoch_sums.items()}
+                    notify("progress", stage=stage, step=done_steps, steps=total, examples_per_s=rate, losses=losses)
+                    last_shown = now
+                if within + 1 < per_epoch and (stop or due):
+                    checkpoint()
+                    last_saved = time.monotonic()
+                    if stop:
+                        raise Interrupted(step=done_steps, stage=stage)
+
+            # The end of an epoch: choose by the selection rows, never by the reported ones.
+            entry = _over_ranks({name: value / per_epoch for name, value in epoch_sums.items()}, accelerator)
+            epoch_sums = {}
+            if selection is not None:
+                score, loss_value = selection_score(step_module.student, selection, setting)
+                entry |= {"selection_score": score, "selection_loss": loss_value}
+                if (score, -loss_value) > best_rank:
+                    best_rank, done.best_epoch, done.best_score = (score, -loss_value), epoch + 1, score
+                    if settings.keep == "best":
+                        best = {name: t.detach().clone() for name, t in step_module.state_dict().items()}
+            done.history.append(entry)
+            done.steps = done_steps
+            notify("metric", stage=stage, epoch=epoch + 1, epochs=settings.epochs, **entry)
+            accelerator.log({f"{stage}/{name}": value for name, value in entry.items()}, step=done_steps)
+            finished = done_steps >= total or _out_of_patience(done, settings)
+            if stop and not finished:
+                checkpoint()
+                raise Interrupted(step=done_steps, stage=stage)
+
+    if best:
+        step_module.load_state_dict(best)
+    model.eval()
+    return done
+
+
+def raw_outputs(model: PreTrainedModel, rows: Rows, setting: Setting) -> tuple[NDArray[np.float32], float]:
+    """Outputs [rows, labels] in row order, and the mean loss on the labels; changes nothing of the model."""
+    task, collate = setting.task, setting.task.collate(setting.tokenizer)
+    device = next(model.parameters()).device
+    order = np.arange(len(rows.lengths))
+    outputs: dict[int, NDArray[np.float32]] = {}
+    loss, count = 0.0, 0.0
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), torch.autocast(device.type, setting.autocast, enabled=setting.autocast is not None):
+        for cut in micro_batches(order, rows.lengths, EVALUATION_TOKENS):
+            batch = _to_device(collate(rows.take(cut)), device)
+            answer = model(**model_inputs(batch))
+            loss += float(task.label_loss(answer, batch))
+            count += float(task.term_mask(batch, "labels").sum())
+            (logits,) = task.logits(answer).values()
+            outputs.update(zip(cut.tolist(), logits.float().cpu().numpy(), strict=True))
+    model.train(was_training)
+    return np.stack([outputs[i] for i in range(len(order))]), loss / max(count, 1.0)
+
+
+def selection_score(model: PreTrainedModel, rows: Rows, setting: Setting) -> tuple[float, float]:
+    """The primary metric (points) and the loss on the selection rows."""
+    raw, loss = raw_outputs(model, rows, setting)
+    return setting.task.score(raw, rows.raw)[setting.task.primary_metric], loss
+
+
+def _agree(objective: Objective, micro: list[Batch], setting: Setting, due: bool) -> tuple[dict[str, float], bool, bool]:
+    """Over all ranks: the step's counts, whether anyone was asked to stop, whether a checkpoint is due."""
+    names = list(objective.terms)
+    sums = torch.stack([torch.stack([objective.counts(batch)[name] for name in names]) for batch in micro]).sum(0)
+    vector = torch.cat([sums, sums.new_tensor([float(setting.stop()), float(due)])])
+    if setting.accelerator.num_processes > 1:
+        vector = setting.accelerator.reduce(vector, reduction="sum")
+    values = vector.tolist()
+    return dict(zip(names, values[:-2], strict=True)), values[-2] > 0, values[-1] > 0
+
+
+def _over_ranks(values: dict[str, float], accelerator: Accelerator) -> dict[str, float]:
+    """Each rank's part of a mean, summed."""
+    if accelerator.num_processes == 1:
+        return values
+    summed = accelerator.reduce(torch.tensor(list(values.values()), device=accelerator.device), reduction="sum")
+    return dict(zip(values, summed.tolist(), strict=True))
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def _out_of_patience(done: Trained, settings: Training) -> bool:
+    waited = len(done.history) - done.best_epoch
+    return settings.patience is not None and done.best_epoch > 0 and waited >= settings.patience
+
+
+def _refuse_not_finite(
+    sums: dict[str, Tensor], norm: Tensor, step: int, examples: NDArray[np.int64], stage: str
+) -> None:
+    bad = [name for name, value in sums.items() if not torch.isfinite(value)]
+    shown = ", ".join(str(i) for i in examples[:8].tolist())
+    raise LossNotFinite(value=float(norm), step=step, term=bad[0] if bad else "gradient", examples=shown, stage=stage)

@@ -1,0 +1,128 @@
+"""Losses: pure functions of tensors.
+
+Each returns a *sum* over the positions that count, as a float32 scalar; its count is `count(mask, kind)`, so
+that terms can be normalised over a whole optimizer step, however it is cut into micro-batches and ranks.
+Shapes: B examples, S tokens, H width, C labels, A heads, D width of a head. `mask`: bool, True where a position
+counts, [B] or [B, S].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p ‖ q) over the last dimension; −∞ in log_p stands for a probability of 0."""
+    p = log_p.exp()
+    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1)
+
+
+def _log_probabilities(student: Tensor, teacher: Tensor, temperature: float, softmax: bool) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of both; without `softmax` each label is a distribution of its own: [B, C, 2]."""
+    pair = (student.float() / temperature, teacher.float() / temperature)
+    if softmax:
+        s, t = (F.log_softmax(x, dim=-1) for x in pair)
+    else:
+        s, t = (torch.stack([F.logsigmoid(-x), F.logsigmoid(x)], dim=-1) for x in pair)
+    return s, t
+
+
+def _masked_rows(rows: Tensor, mask: Tensor) -> Tensor:
+    """Sum of rows where the mask is True; rows of several labels are averaged over the labels first."""
+    if rows.dim() > mask.dim():
+        rows = rows.mean(-1)
+    return rows.masked_fill(~mask, 0.0).sum()
+
+
+def logits_kl(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float, softmax: bool) -> Tensor:
+    """T²·KL(teacher ‖ student) of softened logits [..., C]: Hinton et al. 2015, arXiv:1503.02531."""
+    s, t = _log_probabilities(student, teacher, temperature, softmax)
+    return _masked_rows(_kl(t, s), mask) * temperature**2
+
+
+def logits_reverse_kl(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float, softmax: bool) -> Tensor:
+    """T²·KL(student ‖ teacher) of softened logits [..., C]: MiniLLM, Gu et al. 2023, arXiv:2306.08543."""
+    s, t = _log_probabilities(student, teacher, temperature, softmax)
+    return _masked_rows(_kl(s, t), mask) * temperature**2
+
+
+def logits_jsd(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float, softmax: bool) -> Tensor:
+    """T²·Jensen–Shannon divergence of softened logits [..., C]: as in GKD, Agarwal et al. 2023, arXiv:2306.13649."""
+    s, t = _log_probabilities(student, teacher, temperature, softmax)
+    middle = torch.logaddexp(s, t) - math.log(2)
+    return _masked_rows((_kl(t, middle) + _kl(s, middle)) / 2, mask) * temperature**2
+
+
+def logits_mse(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float, softmax: bool) -> Tensor:
+    """Mean over labels of the squared difference of logits [..., C]: Ba & Caruana 2014, arXiv:1312.6184."""
+    return _masked_rows((student.float() - teacher.float()).square().mean(-1), mask)
+
+
+def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Mean over H of the squared difference of outputs [B, S, H]: FitNets, TinyBERT (arXiv:1909.10351)."""
+    return _masked_rows((student.float() - teacher.float()).square().mean(-1), mask)
+
+
+def hidden_cosine(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """1 − cosine of each token's outputs [B, S, H]: DistilBERT, Sanh et al. 2019, arXiv:1910.01108."""
+    return _masked_rows(1 - F.cosine_similarity(student.float(), teacher.float(), dim=-1), mask)
+
+
+def hidden_gram(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Squared difference of the tokens' cosine similarities, per example: widths [B, S, H] may differ.
+
+    Similarity-preserving distillation, Tung & Mori 2019, arXiv:1907.09682, within an example. Each token's row
+    is averaged over the tokens that count, so that the sum counts tokens as the other hidden losses do.
+    """
+    s, t = (F.normalize(x.float(), dim=-1) for x in (student, teacher))
+    difference = (s @ s.transpose(1, 2) - t @ t.transpose(1, 2)).square()
+    pairs = mask[:, None, :] & mask[:, :, None]
+    lengths = mask.sum(-1).clamp(min=1)
+    return (difference.masked_fill(~pairs, 0.0).sum((1, 2)) / lengths).sum()
+
+
+def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """Scores QKᵀ/√D before any mask [B, A, S, S], from projections [B, S, A·D], in float32."""
+    q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
+    return q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
+
+
+def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """Squared difference of scores [B, A, S, S] before the softmax, mean over heads and keys: TinyBERT."""
+    difference = (student - teacher).square().mean(1)
+    pairs = mask[:, None, :] & mask[:, :, None]
+    lengths = mask.sum(-1).clamp(min=1)
+    return (difference.masked_fill(~pairs, 0.0).sum((1, 2)) / lengths).sum()
+
+
+def attention_kl(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of the attention each token pays, mean over heads, from scores [B, A, S, S].
+
+    The attention-transfer term of MiniLM, Wang et al. 2020, arXiv:2002.10957.
+    """
+    keys = ~mask[:, None, None, :]
+    s, t = (F.log_softmax(x.masked_fill(keys, torch.finfo(x.dtype).min), dim=-1) for x in (student, teacher))
+    return _masked_rows(_kl(t, s).mean(1), mask)
+
+
+def relation_kl(student: Tensor, teacher: Tensor, mask: Tensor, *, heads: int) -> Tensor:
+    """KL of self-relations of queries, keys or values [B, S, H] cut into relation heads; widths may differ.
+
+    MiniLMv2, Wang et al. 2021, arXiv:2012.15828 (values alone: MiniLM).
+    """
+    return attention_kl(attention_scores(student, student, heads), attention_scores(teacher, teacher, heads), mask)
+
+
+LOSSES: dict[str, dict[str, Callable[..., Tensor]]] = {
+    "logits": {"kl": logits_kl, "reverse_kl": logits_reverse_kl, "jsd": logits_jsd, "mse": logits_mse},
+    "labels": {},
+    "hidden": {"mse": hidden_mse, "cosine": hidden_cosine, "gram": hidden_gram},
+    "attention": {"mse": attention_mse, "kl": attention_kl},
+    "relation": {"kl": relation_kl},
+}
+"""Term kind → distance → function; `labels` is the task's own loss."""

@@ -1,0 +1,50 @@
+"""Which arithmetic the matrix products use, found by a short probe on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from nlp_distill.signals import model_inputs
+from nlp_distill.task import Batch
+
+ROUNDS = 4
+WORTH_IT = 1.1
+"""bf16 must be this many times faster: below, its rounding buys nothing."""
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """The autocast type of a resolved precision, `fp32` or `bf16`."""
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def probe(model: PreTrainedModel, batch: Batch) -> dict[str, float | str]:
+    """Time forward and backward in fp32 and bf16, interleaved; the model's gradients are cleared after.
+
+    Returns `precision` and the ratio of medians, `speedup` (above 1: bf16 is faster).
+    """
+    device = batch["input_ids"].device
+    times: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    with torch.random.fork_rng():
+        for round_number in range(ROUNDS + 1):
+            for name in times:
+                start = time.perf_counter()
+                with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):
+                    outputs = model(**model_inputs(batch))
+                outputs[0].float().square().sum().backward()
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if round_number:
+                    times[name].append(time.perf_counter() - start)
+                _clear(model)
+    speedup = statistics.median(times["fp32"]) / statistics.median(times["bf16"])
+    return {"precision": "bf16" if speedup >= WORTH_IT else "fp32", "speedup": round(speedup, 2)}
+
+
+def _clear(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None

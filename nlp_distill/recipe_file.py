@@ -1,0 +1,293 @@
+"""Recipes as files: find, read, override, report every error at once, write the resolved form."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from nlp_distill.errors import RecipeInvalid, RecipeNotFound, RecipeUnreadable, RunFolderNotFound
+from nlp_distill.recipe import Recipe, expand
+from nlp_distill.task import task_folders
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 20
+
+Path_ = tuple[str | int, ...]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Recipes that come with the installed tasks: name → file."""
+    found = {}
+    for folder in task_folders().values():
+        for file in sorted((folder / "recipes").glob("*.yaml")):
+            found[file.stem] = file
+    return found
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe: a file, a run folder's `recipe.yaml`, or a shipped name. Raises `RecipeNotFound`."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if not (path / "recipe.yaml").is_file():
+            raise RunFolderNotFound(folder=name)
+        return path / "recipe.yaml"
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    near = difflib.get_close_matches(name, shipped, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    raise RecipeNotFound(name=name, shipped=", ".join(sorted(shipped)), hint=hint)
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key.path=value` overrides.
+
+    Raises `RecipeNotFound`, `RecipeUnreadable` or `RecipeInvalid`, which lists every problem.
+    """
+    path = find_recipe(name)
+    return parse_recipe(path.read_bytes(), str(path), overrides)
+
+
+def parse_recipe(text: bytes, source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe from the bytes of a YAML file; `source` is how errors name it."""
+    raw, root = _read_yaml(text, source)
+    raw = expand(raw)
+    problems = [problem for override in overrides if (problem := _override(raw, override))]
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        overridden = {_canonical(o.split("=", 1)[0]) for o in overrides if "=" in o}
+        problems += [_problem(entry, root, overridden) for entry in error.errors() if not _other_member(entry)]
+    if problems or recipe is None:
+        raise RecipeInvalid(source, problems)
+    return recipe
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    return yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _read_yaml(text: bytes, source: str) -> tuple[dict[str, Any], yaml.Node | None]:
+    if len(text) > MAX_BYTES:
+        raise RecipeUnreadable(source=source, reason=f"larger than {MAX_BYTES // 1024} KiB")
+    try:
+        content = text.decode("utf-8-sig")
+        for token in yaml.scan(content, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                raise RecipeUnreadable(source=source, reason="anchors and aliases are not allowed")
+        root = yaml.compose(content, Loader=yaml.SafeLoader)
+        raw = yaml.safe_load(content)
+    except UnicodeDecodeError as error:
+        raise RecipeUnreadable(source=source, reason="it is not UTF-8 text") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark is not None else ""
+        reason = getattr(error, "problem", None) or "not YAML"
+        raise RecipeUnreadable(source=source, reason=where + str(reason)) from error
+    if not isinstance(raw, dict) or _depth(raw) > MAX_DEPTH:
+        raise RecipeUnreadable(source=source, reason="it must be a mapping of settings")
+    return raw, root
+
+
+def _depth(value: Any) -> int:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max((_depth(child) for child in children), default=0)
+
+
+def _canonical(dotted: str) -> Path_:
+    """Where a key of the short form stands in the long form: `distill.epochs` → distill.phases.0.epochs."""
+    parts: list[str | int] = [int(part) if part.isdigit() else part for part in dotted.strip().split(".")]
+    if parts[0] in ("task", "teacher"):
+        parts[:1] = [f"{parts[0]}s", 0]
+    elif parts[0] == "distill" and parts[1:2] != ["phases"] and len(parts) > 1:
+        parts[1:1] = ["phases", 0]
+    return tuple(parts)
+
+
+def _override(raw: dict[str, Any], override: str) -> str | None:
+    """Apply one override in place; a sentence if it cannot be."""
+    if "=" not in override:
+        return f"-o {override}: write it as key=value, for example -o distill.epochs=3"
+    dotted, text = override.split("=", 1)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    value = _number(value)
+    *parents, last = _canonical(dotted)
+    here: Any = raw
+    for part in parents:
+        if isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+        elif isinstance(here, dict):
+            here = here.setdefault(part, {} if part != "phases" else [{}])
+        else:
+            return f"-o {override}: there is nothing at '{part}'"
+    if isinstance(here, list) and isinstance(last, int) and last < len(here):
+        here[last] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        return f"-o {override}: there is nothing at '{last}'"
+    return None
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads `5e-5` as text; a recipe means the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _other_member(entry: Any) -> bool:
+    """Whether an error is about the member of a union (word or structure) that was not meant."""
+    is_word = isinstance(entry["input"], str)
+    return (entry["type"] == "list_type" and is_word) or (
+        entry["type"] == "literal_error" and isinstance(entry["input"], dict | list)
+    )
+
+
+def _problem(entry: Any, root: yaml.Node | None, overridden: set[Path_]) -> str:
+    """One line: where, what, and the nearest valid name."""
+    location = tuple(entry["loc"])
+    known = _walk(location)
+    shown = _short(known)
+    line = _line(root, known)
+    given_by_override = any(known[: len(path)] == path for path in overridden)
+    where = "-o" if given_by_override else f"line {line}" if line else "recipe"
+    return f"{where}: {'.'.join(str(part) for part in shown) or 'recipe'}: {_message(entry, known)}"
+
+
+def _message(entry: Any, location: Path_) -> str:
+    kind, message = entry["type"], entry["msg"]
+    if kind == "extra_forbidden":
+        names = _fields_at(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), names, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(names)}"
+        return f"unknown setting; {hint}"
+    if kind == "missing":
+        return "missing; it must be given"
+    if kind == "value_error":
+        return str(message).removeprefix("Value error, ")
+    if kind in ("union_tag_invalid", "literal_error"):
+        expected = [name.strip("' ") for name in _expected(entry)]
+        given = entry["ctx"].get("tag", entry["input"])
+        near = difflib.get_close_matches(str(given), expected, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return f"{given!r} is not one of {', '.join(expected)}{hint}"
+    if kind == "union_tag_not_found":
+        return "every loss needs a `kind`"
+    return f"{message[0].lower()}{message[1:]} (given: {entry['input']!r})"
+
+
+def _expected(entry: Any) -> list[str]:
+    text = entry["ctx"].get("expected_tags") or entry["ctx"].get("expected", "")
+    return [part for chunk in str(text).split(" or ") for part in chunk.split(",")]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Pydantic models inside an annotation."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, list, dict):
+        return [model for argument in get_args(annotation) for model in _models(argument)]
+    return []
+
+
+def _steps(location: Path_) -> list[tuple[str | int, list[type[BaseModel]]]]:
+    """The parts of an error's location that are keys or indices, with the models that each leads to.
+
+    Pydantic puts names of union members between them; those lead nowhere and are left out, but narrow the models.
+    """
+    models: list[type[BaseModel]] = [Recipe]
+    steps: list[tuple[str | int, list[type[BaseModel]]]] = []
+    for number, part in enumerate(location):
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            models = [found for field in fields for found in _models(field.annotation)]
+            steps.append((part, models))
+        elif isinstance(part, int):
+            steps.append((part, models))
+        elif narrowed := [m for m in models if part in (m.__name__, _tag(m))]:
+            models = narrowed
+            if steps:
+                steps[-1] = (steps[-1][0], narrowed)
+        elif number == len(location) - 1 and "[" not in part and part not in ("str", "int", "float", "none"):
+            steps.append((part, []))
+    return steps
+
+
+def _tag(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return str(field.default) if field is not None else None
+
+
+def _walk(location: Path_) -> Path_:
+    return tuple(part for part, _ in _steps(location))
+
+
+def _fields_at(location: Path_) -> list[str]:
+    steps = _steps(location)
+    models = steps[-1][1] if steps else [Recipe]
+    names = sorted({name for model in models for name in model.model_fields})
+    if not location:
+        names = sorted({*names, "task", "teacher"})
+    return names
+
+
+def _short(location: Path_) -> Path_:
+    """The long form's place as a person would write it."""
+    if location[:2] in (("tasks", 0), ("teachers", 0)):
+        return (str(location[0])[:-1], *location[2:])
+    if location[:3] == ("distill", "phases", 0):
+        return ("distill", *location[3:])
+    return location
+
+
+def _line(root: yaml.Node | None, location: Path_) -> int | None:
+    """Line of the deepest part of a place that the file has, in either form."""
+    best = None
+    for path in (location, _short(location)):
+        node, line, depth = root, None, 0
+        for part in path:
+            child = _child(node, part)
+            if child is None:
+                break
+            line, node = child
+            depth += 1
+        if line is not None and (best is None or depth > best[0] - (path is not location)):
+            best = (depth + (path is not location), line)
+    return best[1] if best else None
+
+
+def _child(node: yaml.Node | None, part: str | int) -> tuple[int, yaml.Node] | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == str(part):
+                return key.start_mark.line + 1, value
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        value = node.value[part]
+        return value.start_mark.line + 1, value
+    return None
+
+
+def flat(value: Any, prefix: str = "") -> Mapping[str, Any]:
+    """Nested plain data as dotted keys, to compare settings by."""
+    if isinstance(value, Mapping):
+        return {k: v for key, child in value.items() for k, v in flat(child, f"{prefix}{key}.").items()}
+    if isinstance(value, list) and any(isinstance(child, Mapping) for child in value):
+        return {k: v for i, child in enumerate(value) for k, v in flat(child, f"{prefix}{i}.").items()}
+    return {prefix.rstrip("."): value}

@@ -1,0 +1,124 @@
+"""What the stages of one run share: recipe, folder, task, rows, teacher reference, and where training happens."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from datasets import Dataset
+
+from nlp_distill.data import slices
+from nlp_distill.errors import MissingExtra, RunFailed
+from nlp_distill.loading import load_tokenizer, resolve
+from nlp_distill.loop import Notify, Rows, Setting
+from nlp_distill.precision import autocast_dtype
+from nlp_distill.recipe import Recipe
+from nlp_distill.rundir import RunDir
+from nlp_distill.task import load_task
+
+PACKAGES = ("nlp-distill", "torch", "transformers", "tokenizers", "datasets", "accelerate", "optimum", "onnxruntime")
+
+
+class Road:
+    """One run on its way. Rows and tokenizer are read once, on first use."""
+
+    def __init__(self, recipe: Recipe, rundir: RunDir, notify: Notify, stop: Callable[[], bool]) -> None:
+        self.recipe, self.rundir, self.stop = recipe, rundir, stop
+        self.task = load_task(recipe.task)
+        self.accelerator = _accelerator(recipe, rundir)
+        self.main: bool = self.accelerator.is_main_process
+        self.notify: Notify = notify if self.main else lambda kind, **fields: None
+        self.slices = slices(self.task.load_data(recipe.data), recipe.data)
+        self.source = resolve(recipe.teacher.model)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The teacher's tokenizer, which its student shares."""
+        return load_tokenizer(self.source.folder, self.recipe.max_length)
+
+    @cached_property
+    def train_rows(self) -> Rows:
+        """The rows to learn from."""
+        return self.rows(self.slices.train)
+
+    @cached_property
+    def selection_rows(self) -> Rows:
+        """The rows that choose epochs and gate exports; never trained on, never reported."""
+        return self.rows(self.slices.selection)
+
+    def rows(self, raw: Dataset) -> Rows:
+        """Tokenised rows."""
+        return Rows(self.task.features(raw, self.tokenizer, self.recipe.max_length), raw)
+
+    def setting(self) -> Setting:
+        """Where a training of this run happens, in the precision that the run settled on."""
+        manifest = self.rundir.manifest()
+        return Setting(
+            task=self.task,
+            tokenizer=self.tokenizer,
+            accelerator=self.accelerator,
+            seed=self.recipe.seed,
+            autocast=autocast_dtype(manifest["precision"]["precision"]),
+            notify=self.notify,
+            stop=self.stop,
+        )
+
+    def agreed(self, value: Any) -> Any:
+        """The main process's value, on every process."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return broadcast_object_list([value])[0]
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what the numbers depend on."""
+        return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+    def machine(self) -> dict[str, Any]:
+        """What the run ran on."""
+        return {
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "processes": self.accelerator.num_processes,
+        }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            names = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor()
+
+
+def _accelerator(recipe: Recipe, rundir: RunDir) -> Accelerator:
+    available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
+    for name in recipe.trackers:
+        if name not in available:
+            raise MissingExtra(what=f"The tracker '{name}'", extra=f"trackers]' and '{name}' with `pip install '{name}")
+    accelerator = Accelerator(
+        log_with=list(recipe.trackers) or None,
+        project_dir=str(rundir.path),
+        kwargs_handlers=[
+            # A term may leave the head or the pooler without gradients.
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # Other processes wait while the main one exports and scores.
+            InitProcessGroupKwargs(timeout=timedelta(hours=24)),
+        ],
+    )
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != asked:
+        raise RunFailed(stage="start", reason=f"{asked} processes were asked for, {accelerator.num_processes} run")
+    return accelerator

@@ -1,0 +1,80 @@
+"""When a stage is skipped, resumed, made, or refused: each stage's key is the hash of what it depends on.
+
+Same key and intact output → skipped; same key and a checkpoint → resumed (by the loop); other settings of its
+own → refused, naming them, unless `redo`; only an earlier stage remade → made anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nlp_distill.errors import StageChanged
+from nlp_distill.recipe_file import flat
+from nlp_distill.rundir import RunDir, sha256_file, sha256_json
+
+UPSTREAM: dict[str, tuple[str, ...]] = {
+    "data": (),
+    "teacher": ("data",),
+    "student": ("teacher",),
+    "distill": ("student",),
+    "control": ("student",),
+    "export": ("distill",),
+    "evaluate": ("export", "control"),
+    "measure": ("export", "control"),
+    "results": ("evaluate", "measure"),
+}
+"""The stages in order, each with those whose output it reads."""
+
+
+class StageKeys:
+    """The keys of one run's stages, kept in its manifest."""
+
+    def __init__(self, rundir: RunDir, settings: dict[str, dict[str, Any]], redo: bool) -> None:
+        self.rundir, self.settings = rundir, settings
+        self.keys: dict[str, str] = {}
+        for stage, upstream in UPSTREAM.items():
+            keys = [self.keys[name] for name in upstream]
+            self.keys[stage] = sha256_json({"stage": stage, "settings": settings[stage], "upstream": keys})
+        self._compare(redo)
+
+    def complete(self, stage: str) -> bool:
+        """Whether the stage's output is there, made with this key and intact."""
+        record = self.records().get(stage)
+        if record is None or record["key"] != self.keys[stage]:
+            return False
+        outputs: dict[str, str] = record["outputs"]
+        files = {self.rundir.path / name: sha for name, sha in outputs.items()}
+        return all(file.is_file() and sha256_file(file) == sha for file, sha in files.items())
+
+    def record(self, stage: str, files: list[str], seconds: float, **facts: Any) -> None:
+        """Say that a stage is complete; `files` are relative to the run folder."""
+        entry = {
+            "key": self.keys[stage],
+            "settings": self.settings[stage],
+            "outputs": {name: sha256_file(self.rundir.path / name) for name in files},
+            "seconds": round(seconds, 1),
+            **facts,
+        }
+        self.rundir.update_manifest(stages={**self.records(), stage: entry})
+
+    def records(self) -> dict[str, Any]:
+        """What the manifest says of complete stages."""
+        records: dict[str, Any] = self.rundir.manifest().get("stages", {})
+        return records
+
+    def _compare(self, redo: bool) -> None:
+        """Refuse changed settings of complete stages, or forget those stages and what stands on them."""
+        records = self.records()
+        forgotten: set[str] = set()
+        for stage, upstream in UPSTREAM.items():
+            if stage not in records:
+                continue
+            old, new = flat(records[stage]["settings"]), flat(self.settings[stage])
+            changes = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+            if changes and not redo:
+                shown = ", ".join(f"{name}: {old.get(name)!r} → {new.get(name)!r}" for name in changes)
+                raise StageChanged(folder=self.rundir.path, stage=stage, changes=shown)
+            if changes or forgotten.intersection(upstream):
+                forgotten.add(stage)
+        if forgotten:
+            self.rundir.update_manifest(stages={k: v for k, v in records.items() if k not in forgotten})

@@ -1,0 +1,315 @@
+"""The road: data → teacher → student → distill → control → export → evaluate → measure → results.
+
+Each stage publishes its output and says so in the manifest; a stage that is complete is skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nlp_distill.checkpoint import CheckpointFolder
+from nlp_distill.errors import BudgetMissed, Interrupted, NotYet, TokenizerMismatch
+from nlp_distill.exports import onnx as onnx_export
+from nlp_distill.layers import layer_map
+from nlp_distill.loading import load_model, load_tokenizer, resolve, save_model
+from nlp_distill.loop import Notify, Trained, train
+from nlp_distill.objective import Objective
+from nlp_distill.precision import autocast_dtype, probe
+from nlp_distill.recipe import LabelsTerm, Phase, Recipe
+from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
+from nlp_distill.road import Road
+from nlp_distill.rundir import RunDir, new_folder, sha256_json, write_json, write_text
+from nlp_distill.signals import LiveTeacher
+from nlp_distill.stage_keys import UPSTREAM, StageKeys
+from nlp_distill.student import Built, cut_student, shaped_student
+from nlp_distill.teacher import plan, prepare
+from nlp_distill.variants import evaluate_stage, export_stage, measure_stage, results_stage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+STAGES = tuple(UPSTREAM)
+
+
+class Run:
+    """A finished (or partly finished) run: its folder, results and model."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.dir = RunDir(path)
+        self.path = self.dir.path
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """`results.json`, empty before the last stage."""
+        if not self.dir.results.is_file():
+            return {}
+        results: dict[str, Any] = json.loads(self.dir.results.read_text(encoding="utf-8"))
+        return results
+
+    def pipeline(self, variant: str | None = None) -> Any:
+        """An Optimum pipeline of the recommended variant, or of the one named."""
+        from nlp_distill.prediction import load_pipeline
+
+        return load_pipeline(self.path, variant)
+
+
+def run(
+    recipe: str | Path | Recipe,
+    *overrides: str,
+    out: str | Path | None = None,
+    redo: bool = False,
+    until: str = "results",
+    strict: bool = False,
+    notify: Notify | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Run:
+    """Run a recipe, or go on with a run, up to and including a stage.
+
+    `recipe`: a file, the name of a shipped recipe, the folder of a run, or a `Recipe`; `overrides`:
+    `"distill.epochs=3"`; `out`: the run's folder (default `runs/NAME`, or the run itself); `redo`: make stages
+    whose settings changed anew; `strict`: raise `BudgetMissed` when the budget is missed.
+    Raises `UserError` for what the user can correct, `Interrupted` when `stop()` turned true.
+    """
+    recipe, folder = _what_and_where(recipe, overrides, out)
+    rundir = RunDir(folder)
+    events = notify or (lambda kind, **fields: None)
+
+    def tell(kind: str, **fields: Any) -> None:
+        rundir.event(kind, **fields)
+        events(kind, **fields)
+
+    road = Road(recipe, rundir, tell, stop)
+    road.tokenizer  # noqa: B018  refused here, before the folder is made
+    keys = preflight(road, redo)
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        if road.agreed(keys.complete(stage)):
+            road.notify("stage", stage=stage, state="skipped")
+            continue
+        if road.agreed(stop()):
+            raise Interrupted(step=0, stage=stage)
+        road.notify("stage", stage=stage, state="started")
+        start = time.monotonic()
+        files, facts = MAKERS[stage](road)
+        if road.main:
+            keys.record(stage, files, time.monotonic() - start, **facts)
+        road.accelerator.wait_for_everyone()
+        road.notify("stage", stage=stage, state="done", seconds=round(time.monotonic() - start, 1), **facts)
+    road.accelerator.end_training()
+    finished = Run(folder)
+    missed = [name for name, limit in finished.results.get("budget", {}).items() if not limit["met"]]
+    if strict and until == "results" and missed:
+        raise BudgetMissed(missed=", ".join(missed))
+    return finished
+
+
+def _what_and_where(
+    recipe: str | Path | Recipe, overrides: tuple[str, ...], out: str | Path | None
+) -> tuple[Recipe, Path]:
+    if isinstance(recipe, Recipe):
+        return recipe, Path(out or "runs/run")
+    name = str(recipe)
+    loaded = load_recipe(name, overrides)
+    if out is None:
+        out = name if Path(name).is_dir() else Path("runs") / find_recipe(name).stem
+    return loaded, Path(out)
+
+
+def preflight(road: Road, redo: bool) -> StageKeys:
+    """Refuse before training what cannot work; then make or enter the run folder."""
+    recipe, rundir = road.recipe, road.rundir
+    plan(recipe.teacher, road.source, road.task, len(road.slices.train))
+    for export in recipe.export:
+        onnx_export.check_exportable(road.source, road.task.pipeline_task, export)
+    if len({export.format for export in recipe.export}) < len(recipe.export):
+        raise NotYet(what="Two exports in one format", instead="give one entry for each format")
+    if road.main:
+        rundir.create()
+    road.accelerator.wait_for_everyone()
+    keys = StageKeys(rundir, stage_settings(road), redo)
+    road.accelerator.wait_for_everyone()
+    if road.main:
+        write_text(rundir.recipe, write_recipe(recipe))
+        manifest = rundir.manifest()
+        rundir.update_manifest(
+            schema=1,
+            recipe_sha256=recipe.sha256(),
+            versions=road.versions(),
+            machine=manifest.get("machine") or road.machine(),
+        )
+    road.accelerator.wait_for_everyone()
+    # Sums depend on the number of threads: a resumed run repeats the first one's bits only with as many.
+    torch.set_num_threads(rundir.manifest()["machine"]["threads"])
+    if recipe.trackers:
+        road.accelerator.init_trackers("nlp_distill", config={"recipe_sha256": recipe.sha256()})
+    return keys
+
+
+def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
+    """What each stage depends on besides the stages before it."""
+    recipe = road.recipe.resolved()
+    phases = recipe["distill"]["phases"]
+    trainings = [{k: v for k, v in phase.items() if k not in ("losses", "supervise")} for phase in phases]
+    common = {"seed": recipe["seed"], "precision": recipe["precision"], "processes": road.accelerator.num_processes}
+    return {
+        "data": {
+            "task": recipe["tasks"],
+            "data": recipe["data"],
+            "sha256": road.slices.sha256,
+            "max_length": recipe["max_length"],
+        },
+        "teacher": {"teacher": recipe["teachers"], "sha256": road.source.sha256, **common},
+        "student": {"student": recipe["student"], "seed": recipe["seed"]},
+        "distill": {"distill": recipe["distill"], **common},
+        "control": {"control": recipe["control"], "training": trainings if recipe["control"] else [], **common},
+        "export": {"export": recipe["export"]},
+        "evaluate": {},
+        "measure": {"threads": recipe["budget"]["threads"], "sequence": recipe["budget"]["sequence"]},
+        "results": {"budget": recipe["budget"]},
+    }
+
+
+Made = tuple[list[str], dict[str, Any]]
+"""Files of a stage's output, relative to the run folder, and facts to keep about it."""
+
+
+def _data_stage(road: Road) -> Made:
+    rows, facts = road.slices, road.task.notes()
+    road.notify("data", split=rows.split, rows=rows.rows, notes=facts)
+    return [], {"rows": rows.rows, "split": rows.split, "notes": facts}
+
+
+def _teacher_stage(road: Road) -> Made:
+    _settle_precision(road)
+    prepared = prepare(
+        road.recipe.teacher,
+        road.source,
+        road.train_rows,
+        road.selection_rows,
+        road.setting(),
+        road.rundir.checkpoints / "teacher",
+    )
+    how = {"name": road.source.name, "revision": road.source.revision, **prepared.how}
+    return _publish(road, road.rundir.teacher, prepared.model, {"teacher.json": how}), {"how": how}
+
+
+def _settle_precision(road: Road) -> None:
+    """Probe once a run; a resumed run reuses the answer, so that it repeats the same bits."""
+    if road.main and "precision" not in road.rundir.manifest():
+        settled: dict[str, Any] = {"precision": road.recipe.precision}
+        if road.recipe.precision == "auto":
+            task, rows = road.task, road.train_rows
+            model = load_model(road.source.folder, task.auto_class, **task.config_settings())
+            model.to(road.accelerator.device)
+            typical = rows.lengths.argsort()[len(rows.lengths) // 2 :][:32]
+            batch = task.collate(road.tokenizer)(rows.take(typical))
+            settled = probe(model, {name: value.to(road.accelerator.device) for name, value in batch.items()})
+        road.rundir.update_manifest(precision=settled)
+        road.notify("precision", **settled)
+    road.accelerator.wait_for_everyone()
+
+
+def _student_stage(road: Road) -> Made:
+    recipe, task = road.recipe, road.task
+    if not road.main:
+        return [], {}
+    teacher = load_model(road.rundir.teacher, task.auto_class)
+    student = recipe.student
+    if student.layers is not None:
+        built = cut_student(teacher, student.layers, student.init, task.auto_class, road.source.reference)
+    elif student.config is not None:
+        built = shaped_student(teacher, student.config, task.auto_class, recipe.seed)
+    else:
+        built = _other_checkpoint(road, teacher, str(student.model))
+    return _publish(road, road.rundir.student, built.model, {"student.json": built.description()}), {
+        "origin": built.origin
+    }
+
+
+def _other_checkpoint(road: Road, teacher: PreTrainedModel, reference: str) -> Built:
+    source = resolve(reference)
+    theirs, ours = road.tokenizer, load_tokenizer(source.folder)
+    if theirs.get_vocab() != ours.get_vocab():
+        raise TokenizerMismatch(teacher=len(theirs), student=len(ours))
+    model = load_model(source.folder, road.task.auto_class, seed=road.recipe.seed, **road.task.config_settings())
+    return Built(model, {"kind": "checkpoint", "name": source.name, "sha256": source.sha256})
+
+
+def _distill_stage(road: Road) -> Made:
+    return _train_student(road, "distill", road.recipe.distill.phases, road.rundir.model)
+
+
+def _control_stage(road: Road) -> Made:
+    if not road.recipe.control:
+        return [], {"trained": None}
+    phases = [phase.model_copy(update={"losses": [LabelsTerm()]}) for phase in road.recipe.distill.phases]
+    return _train_student(road, "control", phases, road.rundir.control)
+
+
+def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) -> Made:
+    """Train the student through its phases, each starting from what the one before it kept."""
+    setting = road.setting()
+    student = load_model(road.rundir.student, road.task.auto_class)
+    teacher = load_model(road.rundir.teacher, road.task.auto_class).to(road.accelerator.device)
+    history: list[Trained] = []
+    checkpoints = road.rundir.checkpoints / stage
+    for number, phase in enumerate(phases):
+        name = stage if len(phases) == 1 else f"{stage} {number + 1}/{len(phases)}"
+        depths = (teacher.config.num_hidden_layers, student.config.num_hidden_layers)
+        layered = any(term.kind in ("hidden", "attention", "relation") for term in phase.losses)
+        supervise = layer_map(phase.supervise, *depths) if layered else []
+        objective = Objective(phase.losses, road.task, student.config, teacher.config, supervise, road.recipe.seed)
+        request = objective.teacher_request
+        source = LiveTeacher(teacher, road.task, request, setting.autocast) if request else None
+        key = sha256_json([stage_settings(road)[stage], road.slices.sha256, _weights_key(road), number])
+        kept = CheckpointFolder(checkpoints / f"phase-{number}", key)
+        trained = train(
+            student, objective, source, road.train_rows, road.selection_rows, phase, setting, kept, name
+        )
+        history.append(trained)
+    origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))
+    files = _publish(road, folder, student, {"student.json": origin})
+    if road.main:
+        for number in range(len(phases)):
+            CheckpointFolder(checkpoints / f"phase-{number}", "").clear()
+    return files, {"trained": [asdict(trained) for trained in history]}
+
+
+def _weights_key(road: Road) -> dict[str, str]:
+    """Identity of the weights that a distillation starts from: checkpoints of others are never resumed."""
+    stages = road.rundir.manifest()["stages"]
+    return {name: stages[name]["key"] for name in ("teacher", "student")}
+
+
+def _publish(road: Road, folder: Path, model: PreTrainedModel, documents: dict[str, Any]) -> list[str]:
+    """Publish a model folder; the files' names relative to the run."""
+    if not road.main:
+        return []
+    with new_folder(folder) as temporary:
+        save_model(model, road.tokenizer, temporary)
+        for name, document in documents.items():
+            write_json(temporary / name, document)
+    return [str(file.relative_to(road.rundir.path)) for file in _files(folder)]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in sorted(folder.rglob("*")) if file.is_file())
+
+
+MAKERS: dict[str, Callable[[Road], Made]] = {
+    "data": _data_stage,
+    "teacher": _teacher_stage,
+    "student": _student_stage,
+    "distill": _distill_stage,
+    "control": _control_stage,
+    "export": export_stage,
+    "evaluate": evaluate_stage,
+    "measure": measure_stage,
+    "results": results_stage,
+}
