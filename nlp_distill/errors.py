@@ -170,6 +170,14 @@ class TokenizerMismatch(ModelError):
     """Teacher and student use different vocabularies ({teacher} and {student} tokens), so the same text gives them different token ids; choose a student that shares the teacher's tokenizer."""
 
 
+class TokenizerSlow(ModelError):
+    """Model '{reference}' has no fast tokenizer (tokenizer.json), which offsets and the browser need; save it once with a fast one."""
+
+
+class NotExportable(ModelError):
+    """'{model_type}' for {task} cannot be exported to {format} ({reason}); remove that entry from `export`."""
+
+
 class MissingExtra(UserError):
     """{what} needs a part that is not installed; run `pip install 'nlp-distill[{extra}]'`."""
 

