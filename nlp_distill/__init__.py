@@ -21,6 +21,7 @@ _HOMES = {
     "task_names": "task",
     "layer_map": "layers",
     "read_splits": "data",
+    "hub_reachable": "data",
     "RunDir": "rundir",
     "load_pipeline": "prediction",
     "Objective": "objective",
@@ -32,7 +33,7 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
 
 if TYPE_CHECKING:
-    from nlp_distill.data import read_splits
+    from nlp_distill.data import hub_reachable, read_splits
     from nlp_distill.errors import NlpDistillError, UserError
     from nlp_distill.layers import layer_map
     from nlp_distill.objective import Objective

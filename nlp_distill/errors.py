@@ -205,6 +205,10 @@ class ModelFolderNotFound(RunFolderError):
     """'{folder}' holds no model to predict with; give a run folder that has been exported, or a model folder."""
 
 
+class VariantUnknown(RunFolderError):
+    """'{folder}' has no variant '{variant}'; it has {known}."""
+
+
 class DiskFull(UserError):
     """{path}: no space left on the device ({reason}); free some, or choose another --out. What was complete before is intact."""
 

@@ -83,6 +83,14 @@ class Task(ABC):
         """Metrics in points (0–100) of raw outputs [rows, labels] against the rows' labels."""
 
     @abstractmethod
+    def references(self, dataset: Dataset) -> dict[str, np.ndarray]:
+        """What rows are scored against, as arrays [rows, …], so that a bootstrap can resample them cheaply."""
+
+    @abstractmethod
+    def score_arrays(self, raw: np.ndarray, references: dict[str, np.ndarray]) -> dict[str, float]:
+        """As `score`, on any sample of rows."""
+
+    @abstractmethod
     def decisions(self, raw: np.ndarray) -> np.ndarray | None:
         """What a user would be told, one entry a row, to compare variants by; None where there is no decision."""
 

@@ -1,0 +1,317 @@
+"""The one door for data: files, folders, samples that ship and the Hub; and the slices of a run.
+
+Tables are read as data only: CSV, TSV, JSON lines and Parquet, as UTF-8. Which rows are kept aside is decided by
+hashes of the rows' content, so it depends neither on row order nor on file format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nlp_distill.errors import DataEmpty, DataNotFound, DataUnreadable, HubUnreachable
+from nlp_distill.task import task_folders
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset, DatasetDict
+
+    from nlp_distill.recipe import Data
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "validation_matched": "validation",
+    "validation_mismatched": "validation_mismatched",
+}
+"""File stems → split names."""
+
+INDEX_COLUMNS = ("idx", "id", "index")
+SELECTION = (0.05, 1000)
+EVALUATION = (0.2, 1000)
+
+
+@dataclass
+class Slices:
+    """The rows of a run: to learn from, to choose by, to report on."""
+
+    train: Dataset
+    selection: Dataset
+    evaluation: Dataset
+    split: str
+    source: str
+    revision: str | None
+    sha256: dict[str, str]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Counts."""
+        return {"train": len(self.train), "selection": len(self.selection), "evaluation": len(self.evaluation)}
+
+
+def read_splits(spec: Data) -> DatasetDict:
+    """Raw rows of each split. Raises `DataNotFound`, `DataUnreadable`, `DataEmpty`, `HubUnreachable`."""
+    if isinstance(spec.files, dict):
+        return _from_files({split: Path(name) for split, name in spec.files.items()})
+    name = spec.files or spec.dataset or ""
+    if name.startswith("sample:"):
+        return _sample(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _from_folder(path)
+    if path.is_file():
+        return _from_files({"train": path})
+    if spec.files or name.startswith((".", "/", "~")) or path.suffix in READERS:
+        raise DataNotFound(name=name, reason="there is no such file or folder", fix="Check the path.")
+    return _from_hub(spec, name)
+
+
+def _sample(name: str) -> DatasetDict:
+    wanted = name.removeprefix("sample:")
+    samples = {
+        folder.name: folder
+        for task in task_folders().values()
+        for folder in sorted((task / "data").glob("*"))
+        if folder.is_dir()
+    }
+    if wanted not in samples:
+        known = ", ".join(f"sample:{sample}" for sample in samples)
+        raise DataNotFound(name=name, reason="no such sample ships", fix=f"Use one of {known}.")
+    return _from_folder(samples[wanted])
+
+
+def _from_folder(folder: Path) -> DatasetDict:
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        split = SPLITS.get(file.name.split(".")[0].lower())
+        if split and file.suffix in READERS:
+            files[split] = file
+    if "train" not in files:
+        raise DataNotFound(
+            name=str(folder),
+            reason="the folder has no train file",
+            fix=f"Name the files train, validation and test, each with one of {', '.join(READERS)}.",
+        )
+    return _from_files(files)
+
+
+def _from_files(files: dict[Any, Path]) -> DatasetDict:
+    from datasets import DatasetDict
+
+    return DatasetDict({split: read_table(path) for split, path in files.items()})
+
+
+def read_table(path: Path) -> Dataset:
+    """All rows of one file, in memory. Raises `DataNotFound`, `DataUnreadable`, `DataEmpty`."""
+    if not path.is_file():
+        raise DataNotFound(name=str(path), reason="there is no such file", fix="Check the path.")
+    if path.suffix not in READERS:
+        raise DataUnreadable(source=path, format="a table", reason=f"unknown ending '{path.suffix}'")
+    if path.stat().st_size == 0:
+        raise DataEmpty(source=path)
+    dataset = READERS[path.suffix](path)
+    if len(dataset) == 0:
+        raise DataEmpty(source=path)
+    return dataset
+
+
+def _parquet(path: Path) -> Dataset:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataUnreadable(source=path, format="Parquet", reason=str(error).split("\n")[0]) from error
+    return Dataset(table)
+
+
+def _text(path: Path, name: str) -> str:
+    """The file as text; a byte order mark is dropped, a binary file refused with the place."""
+    raw = path.read_bytes()
+    if b"\0" in raw:
+        raise DataUnreadable(source=path, format=name, reason=f"it is binary: byte {raw.index(0)} is zero")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataUnreadable(source=path, format=name, reason=f"line {line} is not UTF-8") from error
+
+
+def _separated(separator: str, name: str) -> Callable[[Path], Dataset]:
+    def read(path: Path) -> Dataset:
+        import pandas as pd
+
+        text = _text(path, name)
+        try:
+            # Everything as text first: "NA" and "null" are words, "007" keeps its zeros unless all are numbers.
+            frame = pd.read_csv(
+                io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, on_bad_lines="error", index_col=False
+            )
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
+            raise DataUnreadable(source=path, format=name, reason=str(error).strip().split("\n")[0]) from error
+        return _from_frame(frame)
+
+    return read
+
+
+def _from_frame(frame: pd.DataFrame) -> Dataset:
+    from datasets import Dataset
+
+    columns = {str(name): _typed(frame[name].tolist()) for name in frame.columns}
+    return Dataset.from_dict(columns)
+
+
+def _typed(values: list[str]) -> list[Any]:
+    """Whole numbers or numbers where every value is one; else the text as it is."""
+    for kind in (int, float):
+        try:
+            return [kind(value) for value in values]
+        except ValueError:
+            continue
+    return values
+
+
+def _json_lines(path: Path) -> Dataset:
+    import pyarrow as pa
+    from datasets import Dataset
+
+    text = _text(path, "JSON lines")
+    rows: list[Any] = []
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        try:
+            rows = json.loads(text)
+        except ValueError as error:
+            raise DataUnreadable(source=path, format="JSON", reason=str(error)) from error
+    else:
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(json.loads(line))
+            except ValueError as error:
+                raise DataUnreadable(source=path, format="JSON lines", reason=f"line {number}: {error}") from error
+    odd = [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]
+    if odd:
+        raise DataUnreadable(source=path, format="JSON lines", reason=f"row {odd[0]} is not an object")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    try:
+        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataUnreadable(source=path, format="JSON lines", reason=f"a column mixes types: {error}") from error
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    ".csv": _separated(",", "CSV"),
+    ".tsv": _separated("\t", "TSV"),
+    ".jsonl": _json_lines,
+    ".json": _json_lines,
+    ".parquet": _parquet,
+}
+
+
+def _from_hub(spec: Data, name: str) -> DatasetDict:
+    from datasets import DatasetDict, load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from requests import RequestException
+
+    repository, config = ("nyu-mll/glue", name.removeprefix("glue/")) if name.startswith("glue/") else (name, spec.config)
+    fix = "To work offline set data.files to a local folder with train and validation files."
+    if not hub_reachable():
+        raise HubUnreachable(reference=name, reason="no connection; for data set data.files to a local folder")
+    try:
+        loaded = load_dataset(repository, config, revision=spec.revision)
+    except DatasetNotFoundError as error:
+        raise DataNotFound(name=name, reason="the Hub has no such dataset, or it is private", fix=fix) from error
+    except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, RequestException) as error:
+        raise HubUnreachable(reference=name, reason=type(error).__name__) from error
+    except ValueError as error:
+        raise DataNotFound(name=name, reason=str(error).split("\n")[0], fix="Set data.config.") from error
+    return DatasetDict({SPLITS.get(split, split): rows for split, rows in loaded.items()})
+
+
+def hub_reachable(seconds: float = 3.0) -> bool:
+    """Whether the Hub answers at all: asked before libraries that would retry for minutes."""
+    import socket
+    from urllib.parse import urlsplit
+
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return False
+    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        port = url.port or (80 if url.scheme == "http" else 443)
+        with socket.create_connection((url.hostname or "", port), timeout=seconds):
+            return True
+    except OSError:
+        return False
+
+
+def slices(datasets: DatasetDict, spec: Data) -> Slices:
+    """Cut what the data lacks, by hash, and the selection rows out of train."""
+    train = datasets["train"]
+    hashes = _row_hashes(train)
+    if "validation" in datasets:
+        evaluation, split = datasets["validation"], "validation"
+    elif "test" in datasets and not _hidden(datasets["test"]):
+        evaluation, split = datasets["test"], "test"
+    else:
+        count = _count(len(train), *EVALUATION)
+        held, kept = _by_hash(hashes, count, "evaluation")
+        evaluation, train = train.select(held), train.select(kept)
+        split, hashes = f"{len(held)} rows cut from train", [hashes[i] for i in kept]
+    count = spec.selection or _count(len(train), *SELECTION)
+    held, kept = _by_hash(hashes, min(count, len(train) - 1), "selection")
+    selection, train = train.select(held), train.select(kept)
+    hashes = [hashes[i] for i in kept]
+    if spec.limit is not None and spec.limit < len(train):
+        limited, _ = _by_hash(hashes, spec.limit, "limit")
+        train, hashes = train.select(limited), [hashes[i] for i in limited]
+    sha256 = {"train": _digest(hashes), "evaluation": _digest(_row_hashes(evaluation))}
+    source = spec.dataset or (spec.files if isinstance(spec.files, str) else ", ".join((spec.files or {}).values()))
+    return Slices(train, selection, evaluation, split, source, spec.revision, sha256)
+
+
+def _count(rows: int, share: float, most: int) -> int:
+    return max(1, min(round(rows * share), most))
+
+
+def _row_hashes(rows: Dataset) -> list[str]:
+    """Hash of each row's content, index columns left out."""
+    columns = [name for name in rows.column_names if name not in INDEX_COLUMNS]
+    lists = [rows[name][:] for name in columns]
+    return [
+        hashlib.sha256(json.dumps(values, ensure_ascii=False, default=str).encode()).hexdigest()
+        for values in zip(*lists, strict=True)
+    ]
+
+
+def _by_hash(hashes: list[str], count: int, purpose: str) -> tuple[list[int], list[int]]:
+    """Row numbers held (about `count`: equal rows go together) and kept, each in row order."""
+    ranks = [hashlib.sha256(f"{purpose}/{value}".encode()).hexdigest() for value in hashes]
+    limit = sorted(ranks)[count - 1]
+    held = [i for i, rank in enumerate(ranks) if rank <= limit]
+    kept = [i for i, rank in enumerate(ranks) if rank > limit]
+    return held, kept
+
+
+def _hidden(rows: Dataset) -> bool:
+    """Whether a split's labels are all −1, as in GLUE's test splits."""
+    names = [name for name in rows.column_names if "label" in name.lower()]
+    return any(set(rows[name][:]) == {-1} for name in names)
+
+
+def _digest(hashes: list[str]) -> str:
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Forms of the student to deliver, each proven on real rows."""

@@ -1,0 +1,139 @@
+"""What the label column means: its kind, the labels' names, and each row's target; bad labels refused by row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Dataset, List
+from numpy.typing import NDArray
+
+from nlp_distill.errors import LabelsHidden, LabelsInvalid, OneClassOnly
+from nlp_distill.recipe import Data
+from nlp_distill_tasks.classification.glue import Problem
+
+MAX_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Kind and names of the labels, in the order of their ids."""
+
+    problem: Problem
+    names: list[str]
+
+
+def settle(train: Dataset, column: str | list[str], spec: Data, source: str) -> Labels:
+    """Kind and names, decided on the training rows. Raises `DataError`."""
+    if isinstance(column, list):
+        return Labels("multi_label", spec.label_names or list(column))
+    values = train[column][:]
+    _refuse_missing(values, source)
+    feature = train.features[column]
+    if isinstance(feature, List) or isinstance(values[0], list):
+        return Labels("multi_label", _list_names(feature, values, spec))
+    is_float = all(isinstance(value, float) for value in values)
+    if spec.problem == "regression" or (is_float and spec.problem == "auto"):
+        return Labels("regression", spec.label_names or [column])
+    if is_float:
+        whole = [i for i, value in enumerate(values) if value != int(value)]
+        if whole:
+            raise LabelsInvalid(
+                source=source,
+                reason=f"label {values[whole[0]]} is not a class",
+                row=whole[0],
+                fix="set data.problem: regression, or use whole numbers or names",
+            )
+    return Labels("single_label", _class_names(feature, values, spec, source))
+
+
+def _refuse_missing(values: list[Any], source: str) -> None:
+    for row, value in enumerate(values):
+        if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+            raise LabelsInvalid(source=source, reason="a label is missing", row=row, fix="remove the row or fill it in")
+
+
+def _class_names(feature: Any, values: list[Any], spec: Data, source: str) -> list[str]:
+    different = sorted(set(values))
+    if different[0] == -1:
+        raise LabelsHidden(source=source, count=values.count(-1), rows=len(values))
+    if isinstance(feature, ClassLabel):
+        names = spec.label_names or list(feature.names)
+    elif isinstance(different[0], str):
+        names = spec.label_names or different
+    else:
+        names = spec.label_names or [str(i) for i in range(int(different[-1]) + 1)]
+    if len(different) == 1:
+        raise OneClassOnly(source=source, label=different[0])
+    if len(names) > MAX_CLASSES:
+        raise LabelsInvalid(
+            source=source,
+            reason=f"{len(names)} classes",
+            row=0,
+            fix="set data.columns.label to the column of classes, or data.problem: regression",
+        )
+    return [str(name) for name in names]
+
+
+def _list_names(feature: Any, values: list[list[Any]], spec: Data) -> list[str]:
+    inner = getattr(feature, "feature", None)
+    if spec.label_names:
+        return list(spec.label_names)
+    if isinstance(inner, ClassLabel):
+        return list(inner.names)
+    different = sorted({label for row in values for label in row})
+    if different and isinstance(different[0], str):
+        return [str(name) for name in different]
+    return [str(i) for i in range(int(different[-1]) + 1)] if different else []
+
+
+def targets(rows: Dataset, column: str | list[str], labels: Labels, source: str) -> NDArray[Any]:
+    """Targets: ids [rows], 0/1 [rows, labels] or values [rows]. Raises `LabelsInvalid`, naming the row."""
+    if isinstance(column, list):
+        return _many_columns(rows, column, source)
+    values = rows[column][:]
+    _refuse_missing(values, source)
+    if labels.problem == "regression":
+        return _numbers(values, source)
+    position = {name: number for number, name in enumerate(labels.names)}
+    if labels.problem == "multi_label":
+        chosen = np.zeros((len(values), len(labels.names)), dtype=np.float32)
+        for row, members in enumerate(values):
+            for member in members:
+                chosen[row, _id(member, position, row, source)] = 1
+        return chosen
+    if -1 in values:
+        raise LabelsHidden(source=source, count=values.count(-1), rows=len(values))
+    return np.array([_id(value, position, row, source) for row, value in enumerate(values)], dtype=np.int64)
+
+
+def _id(value: Any, position: dict[str, int], row: int, source: str) -> int:
+    if isinstance(value, str) and value in position:
+        return position[value]
+    if not isinstance(value, str) and value == int(value) and 0 <= int(value) < len(position):
+        return int(value)
+    raise LabelsInvalid(
+        source=source,
+        reason=f"label {value!r} is none of {', '.join(position)}",
+        row=row,
+        fix="correct the row or set data.label_names",
+    )
+
+
+def _numbers(values: list[Any], source: str) -> NDArray[np.float32]:
+    for row, value in enumerate(values):
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise LabelsInvalid(source=source, reason=f"{value!r} is not a number", row=row, fix="correct the row")
+    return np.array(values, dtype=np.float32)
+
+
+def _many_columns(rows: Dataset, columns: list[str], source: str) -> NDArray[np.float32]:
+    table = np.array([rows[name][:] for name in columns], dtype=object).T
+    wrong = [(row, value) for row, line in enumerate(table) for value in line if value not in (0, 1)]
+    if wrong:
+        raise LabelsInvalid(
+            source=source, reason=f"{wrong[0][1]!r} is neither 0 nor 1", row=wrong[0][0], fix="correct the row"
+        )
+    return table.astype(np.float32)
