@@ -9,14 +9,9 @@ from typing import Any
 from nlp_distill.errors import ModelFolderNotFound, VariantUnknown
 from nlp_distill.loading import load_model, load_ort, load_tokenizer, read_config, resolve
 from nlp_distill.rundir import RunDir
+from nlp_distill.task import load_task, task_names
 
 ONNX_FILES = {"student-onnx-int8": "model_quantized.onnx", "student-onnx-fp32": "model.onnx"}
-
-TASKS = {
-    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
-}
-"""Ending of the architecture's name → the class that loads it, the pipeline that serves it."""
-
 
 def load_pipeline(path: str | Path, variant: str | None = None, threads: int | None = None) -> Any:
     """A pipeline for a run, a model folder or a Hub id.
@@ -43,9 +38,9 @@ def load_pipeline(path: str | Path, variant: str | None = None, threads: int | N
     if variant not in names:
         raise VariantUnknown(variant=variant, folder=path, known=", ".join(names))
     architecture = (read_config(folder).get("architectures") or [""])[0]
-    for ending, (auto_class, pipeline_task) in TASKS.items():
-        if architecture.endswith(ending):
-            return variant_pipeline(folder, auto_class, pipeline_task, ONNX_FILES.get(variant), threads)
+    for task in map(load_task, task_names()):
+        if architecture.endswith(task.auto_class.removeprefix("AutoModel")):
+            return variant_pipeline(folder, task.auto_class, task.pipeline_task, ONNX_FILES.get(variant), threads)
     raise ModelFolderNotFound(folder=path)
 
 

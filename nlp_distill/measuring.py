@@ -1,0 +1,174 @@
+"""Latency, memory and size of variants, measured side by side.
+
+Each variant runs in a process of its own (engines' thread pools disturb each other), and short blocks of runs
+are interleaved over the processes, so that a busy moment of the machine hits all of them alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from nlp_distill.errors import RunFailed
+
+ROUNDS = 6
+RUNS = 10
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What to measure: a model folder, and its ONNX file or None for PyTorch."""
+
+    name: str
+    folder: str
+    auto_class: str
+    onnx_file: str | None
+
+
+class Worker:
+    """A process that has loaded one variant and times it on request."""
+
+    def __init__(self, variant: Measured, threads: int) -> None:
+        self.name = variant.name
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "nlp_distill.measuring", json.dumps({**asdict(variant), "threads": threads})],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Send a request and wait for its answer. Raises `RunFailed` when the process has died."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            assert self.process.stderr is not None
+            last = self.process.stderr.read().strip().split("\n")[-1]
+            raise RunFailed(stage="measure", reason=f"the process that ran {self.name} died ({last})")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.communicate()
+
+
+def measure(
+    variants: Sequence[Measured],
+    sequences: Sequence[int],
+    threads: int,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, dict[str, Any]]:
+    """For each variant: `latency_ms` ([{sequence, threads, batch, p50, p90}], batch 1) and `peak_memory_mb`."""
+    workers: list[Worker] = []
+    times: dict[tuple[str, int], list[float]] = {}
+    try:
+        workers = [Worker(variant, threads) for variant in variants]
+        for worker in workers:
+            worker.ask(ready=True)
+        total = ROUNDS * len(workers) * len(sequences)
+        for round_number in range(ROUNDS):
+            for sequence in sequences:
+                for place, worker in enumerate(workers):
+                    answer = worker.ask(sequence=sequence, runs=RUNS, warm_up=WARM_UP)
+                    times.setdefault((worker.name, sequence), []).extend(answer["ms"])
+                    done = (round_number * len(sequences) + sequences.index(sequence)) * len(workers) + place + 1
+                    on_progress(done, total)
+        peaks = {worker.name: worker.ask(memory=True)["peak_memory_mb"] for worker in workers}
+    finally:
+        for worker in workers:
+            worker.close()
+    return {
+        worker.name: {
+            "latency_ms": [_summary(times[worker.name, sequence], sequence, threads) for sequence in sequences],
+            "peak_memory_mb": peaks[worker.name],
+        }
+        for worker in workers
+    }
+
+
+def _summary(times: list[float], sequence: int, threads: int) -> dict[str, float]:
+    p50, p90 = np.percentile(times, [50, 90])
+    return {"sequence": sequence, "threads": threads, "batch": 1, "p50": round(float(p50), 3), "p90": round(float(p90), 3)}
+
+
+def files_to_run(folder: Path, onnx_file: str | None) -> list[Path]:
+    """All files that a variant needs: its weights, config and tokenizer."""
+    weights = [folder / "onnx" / onnx_file] if onnx_file else sorted(folder.glob("*.safetensors"))
+    needed = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    return [*weights, *(folder / name for name in needed if (folder / name).is_file())]
+
+
+def _serve(variant: Measured, threads: int, requests: IO[str], answers: IO[str]) -> None:
+    """The worker's side: load, then answer requests line by line."""
+    import resource
+
+    call = _loaded(variant, threads)
+    for line in requests:
+        request = json.loads(line)
+        answer: dict[str, Any] = {}
+        if "sequence" in request:
+            answer["ms"] = call(request["sequence"], request["warm_up"], request["runs"])
+        if "memory" in request:
+            # Kilobytes on Linux, bytes on macOS.
+            unit = 1e6 if sys.platform == "darwin" else 1e3
+            answer["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _loaded(variant: Measured, threads: int) -> Callable[[int, int, int], list[float]]:
+    import torch
+
+    from nlp_distill.loading import load_model, load_ort
+
+    torch.set_num_threads(threads)
+    folder = Path(variant.folder)
+    model: Any
+    if variant.onnx_file:
+        model = load_ort(folder, variant.auto_class, variant.onnx_file, threads)
+        names = list(model.input_names)
+    else:
+        model = load_model(folder, variant.auto_class)
+        names = ["input_ids", "attention_mask"]
+    generator = torch.Generator().manual_seed(0)
+
+    def call(sequence: int, warm_up: int, runs: int) -> list[float]:
+        ids = torch.randint(10, model.config.vocab_size, (1, sequence), generator=generator)
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+        inputs = {name: given[name] for name in names}
+        times = []
+        with torch.inference_mode():
+            for number in range(warm_up + runs):
+                start = time.perf_counter()
+                model(**inputs)
+                if number >= warm_up:
+                    times.append((time.perf_counter() - start) * 1e3)
+        return times
+
+    return call
+
+
+if __name__ == "__main__":
+    described = json.loads(sys.argv[1])
+    asked_threads = described.pop("threads")
+    _serve(Measured(**described), asked_threads, sys.stdin, sys.stdout)

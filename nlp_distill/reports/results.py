@@ -1,0 +1,69 @@
+"""`results.json`, a contract: schema 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nlp_distill.recipe import Budget
+
+SCHEMA = 1
+
+
+def build_results(road: Any, variants: list[dict[str, Any]], records: dict[str, Any]) -> dict[str, Any]:
+    """The document, from the variants' entries and the manifest's stage records. `road`: a `nlp_distill.road.Road`."""
+    rows, task, budget = road.slices, road.task, road.recipe.budget
+    real = records["measure"]["real_sequence"]
+    recommended = recommend(variants, task.primary_metric, budget, real)
+    manifest = road.rundir.manifest()
+    return {
+        "schema": SCHEMA,
+        "task": task.name,
+        "metric": task.primary_metric,
+        "recipe_sha256": road.recipe.sha256(),
+        "seed": road.recipe.seed,
+        "versions": manifest["versions"],
+        "machine": manifest["machine"],
+        "precision": manifest["precision"],
+        "data": {
+            "source": rows.source,
+            "revision": rows.revision,
+            "split": rows.split,
+            "rows": rows.rows,
+            "sha256": rows.sha256,
+            "notes": task.notes(),
+        },
+        "selected_on": f"{len(rows.selection)} rows kept aside from train",
+        "teacher": records["teacher"]["how"],
+        "student": records["student"]["origin"],
+        "training": {name: records[name]["trained"] for name in ("distill", "control")},
+        "real_sequence": real,
+        "recommended": recommended["name"],
+        "variants": variants,
+        "timings_s": {stage: record["seconds"] for stage, record in records.items()},
+        "budget": budget_report(recommended, task.primary_metric, budget, real),
+    }
+
+
+def recommend(variants: list[dict[str, Any]], metric: str, budget: Budget, real: int) -> dict[str, Any]:
+    """The smallest student that meets every limit; where none does, the smallest that passed."""
+    students = [v for v in variants if v["name"].startswith("student") and v["status"] == "passed"]
+    good = [v for v in students if all(limit["met"] for limit in budget_report(v, metric, budget, real).values())]
+    return min(good or students, key=lambda variant: variant["bytes"])
+
+
+def budget_report(variant: dict[str, Any], metric: str, budget: Budget, real: int) -> dict[str, dict[str, Any]]:
+    """Each limit that was set: asked, got, met."""
+    sequence = budget.sequence or real
+    latency = next(entry["p50"] for entry in variant["latency_ms"] if entry["sequence"] >= min(sequence, real))
+    got = {
+        "latency_ms": latency,
+        "size_mb": round(variant["bytes"] / 1e6, 2),
+        "memory_mb": variant["peak_memory_mb"],
+        "score_drop": variant["drop"],
+    }
+    asked = {name: getattr(budget, name) for name in got}
+    return {
+        name: {"asked": limit, "got": got[name], "met": got[name] <= limit}
+        for name, limit in asked.items()
+        if limit is not None
+    }

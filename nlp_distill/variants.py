@@ -1,0 +1,232 @@
+"""The last stages of the road: every form of the student exported, scored, measured and put into one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from nlp_distill.exports.onnx import FP32, INT8, export_fp32, quantize_int8
+from nlp_distill.exports.parity import parity, require_parity
+from nlp_distill.loading import load_model
+from nlp_distill.measuring import Measured, files_to_run, measure
+from nlp_distill.prediction import variant_pipeline
+from nlp_distill.recipe import Export
+from nlp_distill.reports.results import build_results
+from nlp_distill.road import Road
+from nlp_distill.rundir import new_folder, sha256_file, write_json
+from nlp_distill.scores import agreement, interval, paired_interval, predict
+
+Array = NDArray[Any]
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of a model in this run. `batch`: rows in a pipeline call when it is scored."""
+
+    name: str
+    folder: Path
+    onnx_file: str | None = None
+    batch: int = BATCH
+
+    @property
+    def runtime(self) -> str:
+        """The engine."""
+        return "onnxruntime" if self.onnx_file else "pytorch"
+
+    @property
+    def precision(self) -> str:
+        """Type of the weights."""
+        return "int8" if self.onnx_file == INT8 else "fp32"
+
+
+def variants(road: Road) -> list[Variant]:
+    """The variants that exist, in the order of the table."""
+    run = road.rundir
+    found = [Variant("teacher", run.teacher)]
+    if road.recipe.control:
+        found.append(Variant("control", run.control))
+    found.append(Variant("student", run.model))
+    if (run.model / "onnx" / FP32).is_file():
+        found.append(Variant("student-onnx-fp32", run.model, FP32))
+    if (run.model / "onnx" / INT8).is_file():
+        # Dynamic int8 scales activations over the whole batch: one row at a time, as a user asks.
+        found.append(Variant("student-onnx-int8", run.model, INT8, batch=1))
+    return found
+
+
+def _outputs(road: Road, variant: Variant, rows: Any, stage: str) -> Array:
+    task = road.task
+    pipe = variant_pipeline(variant.folder, task.auto_class, task.pipeline_task, variant.onnx_file)
+
+    def progress(done: int, total: int) -> None:
+        road.notify("progress", stage=f"{stage}: {variant.name}", step=done, steps=total)
+
+    return predict(pipe, task, rows, variant.batch, progress)
+
+
+Made = tuple[list[str], dict[str, Any]]
+
+
+def export_stage(road: Road) -> Made:
+    """Export, check fp32 against PyTorch and int8 against fp32 on the selection rows; refuse what fails."""
+    if not road.main or not road.recipe.export:
+        return [], {"exports": []}
+    made = [_export_onnx(road, settings) for settings in road.recipe.export]
+    files = sorted((road.rundir.model / "onnx").iterdir())
+    return [str(file.relative_to(road.rundir.path)) for file in files], {"exports": made}
+
+
+def _export_onnx(road: Road, settings: Export) -> dict[str, Any]:
+    task, model, rows = road.task, road.rundir.model, road.slices.selection
+    road.notify("note", message="writing ONNX")
+    report: dict[str, Any] = {"format": "onnx", "profile": settings.profile, "status": "passed"}
+    with new_folder(model / "onnx") as folder:
+        export_fp32(model, task.pipeline_task, folder)
+        if settings.profile == "fast":
+            report |= quantize_int8(model, folder, settings)
+    torch_raw = _outputs(road, Variant("student", model), rows, "checking")
+    fp32_raw = _outputs(road, Variant("student-onnx-fp32", model, FP32), rows, "checking")
+    report["parity"] = parity(task, torch_raw, fp32_raw)
+    require_parity("student-onnx-fp32", report["parity"], float(np.abs(torch_raw).max()))
+    if settings.profile == "fast":
+        int8_raw = _outputs(road, Variant("student-onnx-int8", model, INT8, batch=1), rows, "checking")
+        metric = task.primary_metric
+        drop = task.score(fp32_raw, rows)[metric] - task.score(int8_raw, rows)[metric]
+        report["int8"] = {**parity(task, fp32_raw, int8_raw), "drop_on_selection": round(drop, 2)}
+        if drop > settings.score_drop:
+            report["status"] = "refused"
+            (model / "onnx" / INT8).unlink()
+            road.notify(
+                "warning",
+                stage="export",
+                message=f"int8 lost {drop:.2f} points on the selection rows (allowed {settings.score_drop}): refused",
+            )
+    return report
+
+
+def evaluate_stage(road: Road) -> Made:
+    """Raw outputs of every variant on the reported rows, through the pipeline that a user would call."""
+    if not road.main:
+        return [], {}
+    scores: dict[str, Any] = {}
+    with new_folder(road.rundir.predictions) as folder:
+        for variant in variants(road):
+            raw = _outputs(road, variant, road.slices.evaluation, "scoring")
+            save_file({"raw": raw}, folder / f"{variant.name}.safetensors")
+            scores[variant.name] = {k: round(v, 2) for k, v in road.task.score(raw, road.slices.evaluation).items()}
+            road.notify("note", message=f"{variant.name}: {_listed(scores[variant.name])}")
+    return [f"predictions/{name}.safetensors" for name in scores], {"scores": scores}
+
+
+def _listed(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
+
+
+def measure_stage(road: Road) -> Made:
+    """Latency at the data's own length, 32 and 128 tokens; memory; size."""
+    if not road.main:
+        return [], {}
+    road.notify("note", message="timing each variant in a process of its own, in turns")
+    real = road.recipe.budget.sequence or int(np.percentile(road.rows(road.slices.evaluation).lengths, 90))
+    limit = road.recipe.max_length
+    sequences = sorted({min(length, limit) for length in (real, 32, 128)})
+    chosen = [Measured(v.name, str(v.folder), road.task.auto_class, v.onnx_file) for v in variants(road)]
+
+    def progress(done: int, total: int) -> None:
+        road.notify("progress", stage="measuring", step=done, steps=total)
+
+    measured = measure(chosen, sequences, road.recipe.budget.threads, progress)
+    for variant in variants(road):
+        files = files_to_run(variant.folder, variant.onnx_file)
+        measured[variant.name]["bytes"] = sum(file.stat().st_size for file in files)
+    return [], {"real_sequence": min(real, limit), "measured": measured}
+
+
+def results_stage(road: Road) -> Made:
+    """`results.json`: scores with intervals, retention, agreement, cost, the recommended variant, the budget."""
+    if not road.main:
+        return [], {}
+    records = road.rundir.manifest()["stages"]
+    rows = road.slices.evaluation
+    raws = {v.name: load_file(road.rundir.predictions / f"{v.name}.safetensors")["raw"] for v in variants(road)}
+    entries = [_entry(road, variant, raws, rows, records) for variant in variants(road)]
+    entries += _refused(records)
+    results = build_results(road, entries, records)
+    write_json(road.rundir.results, results)
+    road.rundir.update_manifest(results_sha256=sha256_file(road.rundir.results))
+    return ["results.json"], {"recommended": results["recommended"]}
+
+
+def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, records: dict[str, Any]) -> dict[str, Any]:
+    task, raw, teacher = road.task, raws[variant.name], raws["teacher"]
+    metric, seed = task.primary_metric, road.recipe.seed
+    score = records["evaluate"]["scores"][variant.name]
+    theirs = records["evaluate"]["scores"]["teacher"][metric]
+    measured = records["measure"]["measured"][variant.name]
+    entry: dict[str, Any] = {
+        "name": variant.name,
+        "path": str(variant.folder.relative_to(road.rundir.path)) + (f"/onnx/{variant.onnx_file}" if variant.onnx_file else ""),
+        "runtime": variant.runtime,
+        "precision": variant.precision,
+        "settings": {"pipeline_batch": variant.batch, **_export_settings(variant, records)},
+        "status": "passed",
+        "n": len(raw),
+        "score": score,
+        "score_ci95": interval(task, raw, rows, seed),
+        "retained": round(score[metric] / theirs, 4) if theirs > 0 else None,
+        "drop": round(theirs - score[metric], 2),
+        "drop_ci95": paired_interval(task, teacher, raw, rows, seed),
+        "agreement": _rounded(agreement(task, raw, teacher)),
+        "flips": None,
+        "params": _parameters(road, variant),
+        **measured,
+    }
+    if variant.onnx_file:
+        source = raws["student-onnx-fp32" if variant.precision == "int8" else "student"]
+        same = agreement(task, raw, source)
+        entry["flips"] = None if same is None else round(1 - same, 4)
+    if variant.name == "student" and "control" in raws:
+        entry["gain_over_control"] = round(score[metric] - records["evaluate"]["scores"]["control"][metric], 2)
+        entry["gain_over_control_ci95"] = paired_interval(task, raw, raws["control"], rows, seed)
+    return entry
+
+
+def _export_settings(variant: Variant, records: dict[str, Any]) -> dict[str, Any]:
+    """How an exported file was made; a number is the user's only under the same settings."""
+    if not variant.onnx_file:
+        return {}
+    report: dict[str, Any] = records["export"]["exports"][0]
+    settings = {"file_name": variant.onnx_file, "subfolder": "onnx", "provider": "CPUExecutionProvider"}
+    if variant.precision == "int8":
+        return {**settings, "quantization": report["quantization"], "target": report["target"], "gate": report["int8"]}
+    return {**settings, "parity": report["parity"]}
+
+
+def _refused(records: dict[str, Any]) -> list[dict[str, Any]]:
+    """Exports that lost too much: named, without a file."""
+    reports = [report for report in records["export"]["exports"] if report["status"] == "refused"]
+    return [
+        {
+            "name": "student-onnx-int8",
+            "path": None,
+            "runtime": "onnxruntime",
+            "precision": "int8",
+            "settings": {"quantization": report["quantization"], "target": report["target"], "gate": report["int8"]},
+            "status": "refused",
+        }
+        for report in reports
+    ]
+
+
+def _parameters(road: Road, variant: Variant) -> int:
+    return int(load_model(variant.folder, road.task.auto_class).num_parameters())
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
