@@ -286,6 +286,8 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
         raise TokenizerSlow(reference=str(folder))
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    # Rows are padded in batches of their own lengths; the advice to pad while tokenising is not for us.
+    tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
     positions = getattr(config, "max_position_embeddings", None) or 512
     if config.model_type in ("roberta", "xlm-roberta"):
         positions -= (config.pad_token_id or 0) + 1

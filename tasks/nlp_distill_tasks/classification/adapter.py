@@ -130,7 +130,6 @@ class Classification(Task):
 
         def collate(rows: list[dict[str, Any]]) -> Batch:
             inputs = [{name: value for name, value in row.items() if name not in rest} for row in rows]
-            # Padding a batch of lists is what a fast tokenizer warns about; it is what we want here.
             batch: Batch = dict(tokenizer.pad(inputs, padding=True, return_tensors="pt"))
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=kind)
             batch["example_id"] = torch.tensor([row["example_id"] for row in rows])

@@ -1,0 +1,129 @@
+"""What we test with and users may too: tiny models made from configs, a tokenizer made in memory, tiny data.
+
+Nothing here needs the network or takes longer than a blink.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from nlp_distill.loading import load_config, new_model, save_model
+
+WORDS = (
+    "good great fine lovely superb bad awful poor dreadful dull film story actor scene plot the a is was and not very "
+    "quite it this that ending music camera"
+).split()
+GOOD, BAD = WORDS[:5], WORDS[5:10]
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "bert": {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    },
+    "roberta": {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 66,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "type_vocab_size": 1,
+    },
+    "distilbert": {
+        "dim": 32,
+        "n_layers": 4,
+        "n_heads": 4,
+        "hidden_dim": 64,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+    },
+}
+
+
+def tiny_tokenizer(model_type: str = "bert") -> Any:
+    """A word-level tokenizer over `WORDS`, fast, made in memory."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if model_type == "bert" else [])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=names,
+        model_max_length=64,
+    )
+
+
+def tiny_config(model_type: str = "bert", **settings: Any) -> Any:
+    """A config of a few layers, without dropout unless asked."""
+    from transformers import CONFIG_MAPPING
+
+    none = {
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+        "seq_classif_dropout": 0.0,
+    }
+    template = CONFIG_MAPPING[model_type]()
+    fitting = {name: value for name, value in none.items() if name in template.to_dict()}
+    return CONFIG_MAPPING[model_type](
+        **{"vocab_size": 5 + len(WORDS), **SHAPES[model_type], **fitting, **settings}
+    )
+
+
+def tiny_model(model_type: str = "bert", auto_class: str = "AutoModelForSequenceClassification", **settings: Any) -> Any:
+    """A model with random weights in a tiny shape."""
+    return new_model(tiny_config(model_type, **settings), auto_class, seed=1)
+
+
+def save_tiny(
+    folder: Path, model_type: str = "bert", auto_class: str = "AutoModelForSequenceClassification", **settings: Any
+) -> Path:
+    """A tiny model with its tokenizer as a model folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(tiny_model(model_type, auto_class, **settings), tiny_tokenizer(model_type), folder)
+    load_config(folder)
+    return folder
+
+
+def tiny_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Sentences whose sentiment a tiny model can learn: label 1 when good words outnumber bad ones."""
+    generator = random.Random(seed)
+    rows = []
+    while len(rows) < count:
+        words = [generator.choice(WORDS) for _ in range(generator.randint(3, 20))]
+        balance = sum(word in GOOD for word in words) - sum(word in BAD for word in words)
+        if balance:
+            rows.append({"text": " ".join(words), "label": int(balance > 0)})
+    return rows
+
+
+def write_rows(folder: Path, train: int = 160, validation: int = 60) -> Path:
+    """A data folder with `train.jsonl` and `validation.jsonl` of `tiny_rows`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count, seed in (("train", train, 0), ("validation", validation, 1)):
+        lines = (json.dumps(row) for row in tiny_rows(count, seed))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder

@@ -1,0 +1,136 @@
+"""Losses against definitions written out by hand, and the properties that the step's normalisation rests on."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nlp_distill import losses
+
+B, S, H, A, C = 3, 5, 8, 2, 4
+
+
+@pytest.fixture
+def g():
+    return torch.Generator().manual_seed(0)
+
+
+def rand(g, *shape):
+    return torch.randn(*shape, generator=g)
+
+
+MASK = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]], dtype=torch.bool)
+ROWS = torch.tensor([True, True, False])
+
+
+def test_kl_is_torchs_with_t_squared(g):
+    s, t = rand(g, B, C), rand(g, B, C)
+    expected = F.kl_div(F.log_softmax(s / 3, -1)[:2], F.softmax(t / 3, -1)[:2], reduction="sum") * 9
+    assert torch.allclose(losses.logits_kl(s, t, ROWS, temperature=3, softmax=True), expected, atol=1e-6)
+    reverse = F.kl_div(F.log_softmax(t / 3, -1)[:2], F.softmax(s / 3, -1)[:2], reduction="sum") * 9
+    assert torch.allclose(losses.logits_reverse_kl(s, t, ROWS, temperature=3, softmax=True), reverse, atol=1e-6)
+
+
+def test_jsd_is_symmetric_and_bounded(g):
+    s, t = 50 * rand(g, B, C), 50 * rand(g, B, C)
+    mask = torch.ones(B, dtype=torch.bool)
+    one = losses.logits_jsd(s, t, mask, temperature=1, softmax=True)
+    assert torch.allclose(one, losses.logits_jsd(t, s, mask, temperature=1, softmax=True), atol=1e-6)
+    assert 0 < one <= B * math.log(2) + 1e-6
+
+
+def test_sigmoid_form_treats_each_label_as_a_distribution(g):
+    s, t = rand(g, B, C), rand(g, B, C)
+    p, q = torch.sigmoid(t / 2), torch.sigmoid(s / 2)
+    by_hand = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean(-1)[:2].sum() * 4
+    assert torch.allclose(losses.logits_kl(s, t, ROWS, temperature=2, softmax=False), by_hand, atol=1e-5)
+
+
+def test_logits_mse(g):
+    s, t = rand(g, B, C), rand(g, B, C)
+    expected = (s - t).square().mean(-1)[:2].sum()
+    assert torch.allclose(losses.logits_mse(s, t, ROWS, temperature=2, softmax=True), expected)
+
+
+def test_hidden_mse_and_cosine_by_loop(g):
+    s, t = rand(g, B, S, H), rand(g, B, S, H)
+    mse = sum(((s[b, i] - t[b, i]) ** 2).mean() for b in range(B) for i in range(S) if MASK[b, i])
+    cosine = sum(1 - F.cosine_similarity(s[b, i], t[b, i], dim=0) for b in range(B) for i in range(S) if MASK[b, i])
+    assert torch.allclose(losses.hidden_mse(s, t, MASK), mse, atol=1e-5)
+    assert torch.allclose(losses.hidden_cosine(s, t, MASK), cosine, atol=1e-5)
+
+
+def test_gram_by_loop_and_any_widths(g):
+    s, t = rand(g, B, S, H), rand(g, B, S, 3)
+    total = torch.tensor(0.0)
+    for b in range(B):
+        n = int(MASK[b].sum())
+        x, y = F.normalize(s[b, :n], dim=-1), F.normalize(t[b, :n], dim=-1)
+        total += ((x @ x.T - y @ y.T) ** 2).sum() / n
+    assert torch.allclose(losses.hidden_gram(s, t, MASK), total, atol=1e-5)
+
+
+def test_gram_ignores_a_rotation_of_the_student(g):
+    t = rand(g, B, S, H)
+    rotation, _ = torch.linalg.qr(rand(g, H, H))
+    assert losses.hidden_gram(t @ rotation, t, MASK) < 1e-8
+
+
+def test_attention_losses_by_loop(g):
+    s, t = rand(g, B, A, S, S), rand(g, B, A, S, S)
+    mse, kl = torch.tensor(0.0), torch.tensor(0.0)
+    for b in range(B):
+        n = int(MASK[b].sum())
+        x, y = s[b, :, :n, :n], t[b, :, :n, :n]
+        mse += ((x - y) ** 2).mean(0).sum() / n
+        kl += F.kl_div(F.log_softmax(x, -1), F.softmax(y, -1), reduction="sum") / A
+    assert torch.allclose(losses.attention_mse(s, t, MASK), mse, atol=1e-5)
+    assert torch.allclose(losses.attention_kl(s, t, MASK), kl, atol=1e-5)
+
+
+def test_relation_takes_different_widths_and_is_zero_on_itself(g):
+    s, t = rand(g, B, S, H), rand(g, B, S, 2 * H)
+    assert losses.relation_kl(s, t, MASK, heads=4) > 0
+    assert losses.relation_kl(t, t, MASK, heads=4).abs() < 1e-5
+
+
+def cases(g):
+    yield losses.logits_kl, (rand(g, B, C), rand(g, B, C)), ROWS, {"temperature": 2.0, "softmax": True}
+    yield losses.logits_reverse_kl, (rand(g, B, C), rand(g, B, C)), ROWS, {"temperature": 2.0, "softmax": False}
+    yield losses.logits_jsd, (rand(g, B, C), rand(g, B, C)), ROWS, {"temperature": 2.0, "softmax": True}
+    yield losses.hidden_mse, (rand(g, B, S, H), rand(g, B, S, H)), MASK, {}
+    yield losses.hidden_cosine, (rand(g, B, S, H), rand(g, B, S, H)), MASK, {}
+    yield losses.hidden_gram, (rand(g, B, S, H), rand(g, B, S, H)), MASK, {}
+    yield losses.attention_mse, (rand(g, B, A, S, S), rand(g, B, A, S, S)), MASK, {}
+    yield losses.attention_kl, (rand(g, B, A, S, S), rand(g, B, A, S, S)), MASK, {}
+    yield losses.relation_kl, (rand(g, B, S, H), rand(g, B, S, H)), MASK, {"heads": 2}
+
+
+def test_sums_add_over_examples_and_ignore_what_is_masked(g):
+    """What accumulation rests on: a batch's sum is the sum of its parts' sums, whatever the padding holds."""
+    for loss, (s, t), mask, settings in cases(g):
+        whole = loss(s, t, mask, **settings)
+        parts = sum(loss(s[i : i + 1], t[i : i + 1], mask[i : i + 1], **settings) for i in range(B))
+        assert torch.allclose(whole, parts, rtol=1e-5), loss.__name__
+        noisy = s.clone()
+        if mask.dim() == 1:
+            noisy[~mask] = 99.0
+        elif s.dim() == 3:
+            noisy[~mask] = 99.0
+        else:
+            noisy = noisy.masked_fill(~mask[:, None, None, :], 99.0).masked_fill(~mask[:, None, :, None], 99.0)
+        assert torch.allclose(whole, loss(noisy, t, mask, **settings), rtol=1e-5), loss.__name__
+
+
+def test_gradients_are_finite_for_extreme_inputs(g):
+    for loss, (s, t), mask, settings in cases(g):
+        student = (100 * s).requires_grad_()
+        loss(student, 100 * t, mask, **settings).backward()
+        assert torch.isfinite(student.grad).all(), loss.__name__
+
+
+def test_losses_are_computed_in_float32(g):
+    for loss, (s, t), mask, settings in cases(g):
+        if loss not in (losses.attention_mse, losses.attention_kl):  # their scores are float32 by construction
+            assert loss(s.bfloat16(), t.bfloat16(), mask, **settings).dtype == torch.float32, loss.__name__
