@@ -30,20 +30,26 @@ _HOMES = {
     "run": "stages",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
-    from nlp_distill.data import hub_reachable, read_splits
-    from nlp_distill.errors import NlpDistillError, UserError
-    from nlp_distill.layers import layer_map
-    from nlp_distill.objective import Objective
-    from nlp_distill.prediction import load_pipeline
-    from nlp_distill.recipe import Recipe
-    from nlp_distill.recipe_file import load_recipe, shipped_recipes
-    from nlp_distill.rundir import RunDir
-    from nlp_distill.stages import Run, run
-    from nlp_distill.student import cut_student
-    from nlp_distill.task import Task, load_task, task_names
+    from nlp_distill.data import hub_reachable as hub_reachable
+    from nlp_distill.data import read_splits as read_splits
+    from nlp_distill.errors import NlpDistillError as NlpDistillError
+    from nlp_distill.errors import UserError as UserError
+    from nlp_distill.layers import layer_map as layer_map
+    from nlp_distill.objective import Objective as Objective
+    from nlp_distill.prediction import load_pipeline as load_pipeline
+    from nlp_distill.recipe import Recipe as Recipe
+    from nlp_distill.recipe_file import load_recipe as load_recipe
+    from nlp_distill.recipe_file import shipped_recipes as shipped_recipes
+    from nlp_distill.rundir import RunDir as RunDir
+    from nlp_distill.stages import Run as Run
+    from nlp_distill.stages import run as run
+    from nlp_distill.student import cut_student as cut_student
+    from nlp_distill.task import Task as Task
+    from nlp_distill.task import load_task as load_task
+    from nlp_distill.task import task_names as task_names
 
 
 def __getattr__(name: str) -> Any:

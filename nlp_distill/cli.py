@@ -16,7 +16,13 @@ from rich.console import Console
 from nlp_distill import __version__
 from nlp_distill.errors import Interrupted, NlpDistillError
 
-EXIT_CODES = {0: "ok", 2: "something to correct", 3: "the run failed", 75: "stopped, resumable", 130: "stopped at once"}
+EXIT_CODES = {
+    0: "ok",
+    2: "something to correct",
+    3: "the run failed",
+    75: "stopped, resumable",
+    130: "stopped at once",
+}
 
 app = typer.Typer(
     name="nlp-distill",
@@ -33,7 +39,9 @@ app.add_typer(recipes_app, name="recipes")
 err = Console(stderr=True)
 out_console = Console()
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe file, the name of a shipped recipe, or the folder of a run.")]
+RecipeArgument = Annotated[
+    str, typer.Argument(help="A recipe file, the name of a shipped recipe, or the folder of a run.")
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/NAME).")]
 OverrideOption = Annotated[list[str] | None, typer.Option("-o", help="Override a setting: key.path=value; repeatable.")]
 RedoOption = Annotated[bool, typer.Option("--redo", help="Make stages whose settings changed anew.")]
@@ -104,7 +112,14 @@ def _run(
         from nlp_distill.stages import run
 
         finished = run(
-            recipe, *overrides, out=out, redo=redo, until=until, strict=strict, notify=display.notify, stop=asked
+            recipe,
+            *overrides,
+            out=out,
+            redo=redo,
+            until=until,
+            strict=strict,
+            notify=display.notify,
+            stop=asked,
         )
     results = finished.results
     if as_json:
@@ -250,7 +265,8 @@ def recipes_copy(
     name: Annotated[str, typer.Argument(help="A shipped recipe, or the name of a task, for example classification.")],
     target: Annotated[Path, typer.Argument(help="The file to write.")],
     data: Annotated[
-        str | None, typer.Option("--data", help="Your CSV, TSV, JSON lines or Parquet file, or folder of them.")
+        str | None,
+        typer.Option("--data", help="Your CSV, TSV, JSON lines or Parquet file, or folder of them."),
     ] = None,
     teacher: Annotated[str | None, typer.Option("--teacher", help="Your teacher: a folder or Hub id.")] = None,
 ) -> None:

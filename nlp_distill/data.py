@@ -57,7 +57,11 @@ class Slices:
     @property
     def rows(self) -> dict[str, int]:
         """Counts."""
-        return {"train": len(self.train), "selection": len(self.selection), "evaluation": len(self.evaluation)}
+        return {
+            "train": len(self.train),
+            "selection": len(self.selection),
+            "evaluation": len(self.evaluation),
+        }
 
 
 def read_splits(spec: Data) -> DatasetDict:
@@ -158,7 +162,12 @@ def _separated(separator: str, name: str) -> Callable[[Path], Dataset]:
         try:
             # Everything as text first: "NA" and "null" are words, "007" keeps its zeros unless all are numbers.
             frame = pd.read_csv(
-                io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, on_bad_lines="error", index_col=False
+                io.StringIO(text),
+                sep=separator,
+                dtype=str,
+                keep_default_na=False,
+                on_bad_lines="error",
+                index_col=False,
             )
         except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
             raise DataUnreadable(source=path, format=name, reason=str(error).strip().split("\n")[0]) from error
@@ -228,7 +237,9 @@ def _from_hub(spec: Data, name: str) -> DatasetDict:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     from requests import RequestException
 
-    repository, config = ("nyu-mll/glue", name.removeprefix("glue/")) if name.startswith("glue/") else (name, spec.config)
+    repository, config = (
+        ("nyu-mll/glue", name.removeprefix("glue/")) if name.startswith("glue/") else (name, spec.config)
+    )
     fix = "To work offline set data.files to a local folder with train and validation files."
     if not hub_reachable():
         raise HubUnreachable(reference=name, reason="no connection; for data set data.files to a local folder")

@@ -150,6 +150,10 @@ class StudentTooDeep(ModelError):
     """student.layers is {layers}, but the teacher '{reference}' has only {teacher_layers}; choose 1 to {teacher_layers}."""
 
 
+class StudentShapeInvalid(ModelError):
+    """student.config: a width of {width} cannot be shared by {heads} attention heads; set attention_heads to a divisor."""
+
+
 class LayerMapInvalid(ModelError):
     """Layer map {policy!r}: {reason}; {fix}."""
 
@@ -207,6 +211,10 @@ class ModelFolderNotFound(RunFolderError):
 
 class VariantUnknown(RunFolderError):
     """'{folder}' has no variant '{variant}'; it has {known}."""
+
+
+class FileExists(UserError):
+    """{path}: exists already; choose another name or remove it."""
 
 
 class DiskFull(UserError):

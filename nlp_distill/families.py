@@ -7,7 +7,7 @@ is adding a row.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nlp_distill.errors import UnknownFamily
 
@@ -38,7 +38,7 @@ class Family:
 
     def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
         """The blocks, in order."""
-        blocks: Any = model.base_model.get_submodule(self.layers)
+        blocks: nn.ModuleList = model.base_model.get_submodule(self.layers)
         return blocks
 
 
@@ -73,5 +73,7 @@ def family_of(config: PretrainedConfig, reference: str = "") -> Family:
         if config.model_type in family.model_types:
             return family
     raise UnknownFamily(
-        reference=reference or config.model_type, model_type=config.model_type, known=", ".join(known_model_types())
+        reference=reference or config.model_type,
+        model_type=config.model_type,
+        known=", ".join(known_model_types()),
     )

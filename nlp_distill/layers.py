@@ -59,7 +59,9 @@ def layer_map(policy: str | Sequence[int], teacher: int, student: int) -> list[i
     if isinstance(policy, str):
         if policy not in POLICIES:
             raise LayerMapInvalid(
-                policy=policy, reason="no such policy", fix=f"use one of {', '.join(POLICIES)} or an explicit list"
+                policy=policy,
+                reason="no such policy",
+                fix=f"use one of {', '.join(POLICIES)} or an explicit list",
             )
         if not 1 <= student <= teacher:
             raise LayerMapInvalid(
@@ -71,7 +73,9 @@ def layer_map(policy: str | Sequence[int], teacher: int, student: int) -> list[i
     chosen = list(policy)
     if len(chosen) != student:
         raise LayerMapInvalid(
-            policy=chosen, reason=f"{len(chosen)} entries for {student} student layers", fix="give one entry per student layer"
+            policy=chosen,
+            reason=f"{len(chosen)} entries for {student} student layers",
+            fix="give one entry per student layer",
         )
     outside = [i for i in chosen if not 0 <= i < teacher]
     if outside:

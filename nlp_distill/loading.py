@@ -50,7 +50,16 @@ PACKAGED = {
     )
 }
 
-HUB_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "spiece.model", "sentencepiece.bpe.model"]  # fmt: skip
+HUB_FILES = [
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "*.model",
+]
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
 
 
@@ -107,8 +116,8 @@ def _from_hub(reference: str) -> Source:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HFValidationError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -122,7 +131,9 @@ def _from_hub(reference: str) -> Source:
         folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
     except HFValidationError as error:
         raise ModelNotFound(
-            reference=reference, reason="it is neither a folder here nor a Hub id", fix="Hub ids look like org/name."
+            reference=reference,
+            reason="it is neither a folder here nor a Hub id",
+            fix="Hub ids look like org/name.",
         ) from error
     except GatedRepoError as error:
         raise ModelNotFound(
@@ -149,7 +160,9 @@ def _checked(reference: str, folder: Path, name: str, revision: str | None) -> S
     """A source whose folder has a config and safetensors weights, hashed."""
     if not (folder / "config.json").is_file():
         raise ModelNotFound(
-            reference=reference, reason=f"{folder} has no config.json", fix="Give the folder that save_pretrained wrote."
+            reference=reference,
+            reason=f"{folder} has no config.json",
+            fix="Give the folder that save_pretrained wrote.",
         )
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -241,7 +254,9 @@ def load_model(folder: Path, auto_class: str, seed: int = 0, **config_settings: 
     config = load_config(folder, **config_settings)
     if (folder / "adapter_config.json").is_file():
         raise ModelNotFound(
-            reference=str(folder), reason="it holds an adapter, not a model", fix="Merge the adapter into its base first."
+            reference=str(folder),
+            reason="it holds an adapter, not a model",
+            fix="Merge the adapter into its base first.",
         )
     with _seeded(seed), _quiet():
         model: PreTrainedModel = getattr(transformers, auto_class).from_pretrained(

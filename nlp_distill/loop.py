@@ -109,7 +109,10 @@ def adamw(module: nn.Module, settings: Training) -> torch.optim.AdamW:
     """Fused AdamW; biases and norms are not decayed."""
     matrices = [p for p in module.parameters() if p.requires_grad and p.dim() > 1]
     vectors = [p for p in module.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, fused=True)
 
 
@@ -159,7 +162,12 @@ def train(
 
     def checkpoint() -> None:
         if accelerator.is_main_process:
-            state = {"step": done_steps, "trained": vars(done), "best_rank": best_rank, "epoch_sums": epoch_sums}
+            state = {
+                "step": done_steps,
+                "trained": vars(done),
+                "best_rank": best_rank,
+                "epoch_sums": epoch_sums,
+            }
             tensors = optimizer_tensors(step_module, optimizer)
             checkpoints.save(Checkpoint(state, dict(step_module.state_dict()), tensors, best))
         accelerator.wait_for_everyone()
@@ -205,7 +213,14 @@ def train(
                 if now - last_shown >= PROGRESS_SECONDS or done_steps == total:
                     rate, examples = examples / (now - last_shown), 0
                     losses = {name: value * world / (within + 1) for name, value in epoch_sums.items()}
-                    notify("progress", stage=stage, step=done_steps, steps=total, examples_per_s=rate, losses=losses)
+                    notify(
+                        "progress",
+                        stage=stage,
+                        step=done_steps,
+                        steps=total,
+                        examples_per_s=rate,
+                        losses=losses,
+                    )
                     last_shown = now
                 if within + 1 < per_epoch and (stop or due):
                     checkpoint()
@@ -265,7 +280,9 @@ def selection_score(model: PreTrainedModel, rows: Rows, setting: Setting) -> tup
     return setting.task.score(raw, rows.raw)[setting.task.primary_metric], loss
 
 
-def _agree(objective: Objective, micro: list[Batch], setting: Setting, due: bool) -> tuple[dict[str, float], bool, bool]:
+def _agree(
+    objective: Objective, micro: list[Batch], setting: Setting, due: bool
+) -> tuple[dict[str, float], bool, bool]:
     """Over all ranks: the step's counts, whether anyone was asked to stop, whether a checkpoint is due."""
     names = list(objective.terms)
     sums = torch.stack([torch.stack([objective.counts(batch)[name] for name in names]) for batch in micro]).sum(0)

@@ -88,8 +88,8 @@ def hidden_gram(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
 
 def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
     """Scores QKᵀ/√D before any mask [B, A, S, S], from projections [B, S, A·D], in float32."""
-    q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
-    return q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
+    q, k = (x.float().view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key))
+    return torch.matmul(q, k.transpose(2, 3)) / math.sqrt(q.shape[-1])
 
 
 def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

@@ -42,7 +42,12 @@ class Worker:
         self.name = variant.name
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "nlp_distill.measuring", json.dumps({**asdict(variant), "threads": threads})],
+            [
+                sys.executable,
+                "-m",
+                "nlp_distill.measuring",
+                json.dumps({**asdict(variant), "threads": threads}),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -108,7 +113,13 @@ def measure(
 
 def _summary(times: list[float], sequence: int, threads: int) -> dict[str, float]:
     p50, p90 = np.percentile(times, [50, 90])
-    return {"sequence": sequence, "threads": threads, "batch": 1, "p50": round(float(p50), 3), "p90": round(float(p90), 3)}
+    return {
+        "sequence": sequence,
+        "threads": threads,
+        "batch": 1,
+        "p50": round(float(p50), 3),
+        "p90": round(float(p90), 3),
+    }
 
 
 def files_to_run(folder: Path, onnx_file: str | None) -> list[Path]:
@@ -154,7 +165,11 @@ def _loaded(variant: Measured, threads: int) -> Callable[[int, int, int], list[f
 
     def call(sequence: int, warm_up: int, runs: int) -> list[float]:
         ids = torch.randint(10, model.config.vocab_size, (1, sequence), generator=generator)
-        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+        given = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "token_type_ids": torch.zeros_like(ids),
+        }
         inputs = {name: given[name] for name in names}
         times = []
         with torch.inference_mode():

@@ -72,7 +72,14 @@ class Objective(nn.Module):
         return torch.stack(parts).sum()
 
     def _sum(
-        self, name: str, term: AnyTerm, outputs: Any, student: Signal, teacher: Signal, batch: Batch, mask: Tensor
+        self,
+        name: str,
+        term: AnyTerm,
+        outputs: Any,
+        student: Signal,
+        teacher: Signal,
+        batch: Batch,
+        mask: Tensor,
     ) -> Tensor:
         if isinstance(term, LabelsTerm):
             return self.task.label_loss(outputs, batch)
@@ -105,9 +112,7 @@ class Objective(nn.Module):
                 for s, t in self._pairs(term)
             ]
             return torch.stack(sums).mean()
-        sums = [
-            loss(self._project(name, s, student.hidden[s]), teacher.hidden[t], mask) for s, t in self._pairs(term)
-        ]
+        sums = [loss(self._project(name, s, student.hidden[s]), teacher.hidden[t], mask) for s, t in self._pairs(term)]
         return torch.stack(sums).mean()
 
     def _project(self, name: str, layer: int, hidden: Tensor) -> Tensor:
@@ -128,7 +133,8 @@ class Objective(nn.Module):
             elif isinstance(term, AttentionTerm):
                 request |= Request(query=layers, key=layers)
             elif isinstance(term, RelationTerm):
-                request |= Request(**{kind: layers for kind in term.of})
+                of: dict[str, Any] = dict.fromkeys(term.of, layers)
+                request |= Request(**of)
         return request
 
     def _check(self, name: str, term: AnyTerm) -> None:
@@ -141,7 +147,8 @@ class Objective(nn.Module):
         if isinstance(term, AttentionTerm) and ours.num_attention_heads != teacher.num_attention_heads:
             raise SignalMissing(
                 term=name,
-                reason=f"the student has {ours.num_attention_heads} attention heads, the teacher {teacher.num_attention_heads}",
+                reason=f"the student has {ours.num_attention_heads} attention heads, "
+                f"the teacher {teacher.num_attention_heads}",
                 fix="use a `relation` term, which cuts both into the same number of heads",
             )
         if isinstance(term, RelationTerm):

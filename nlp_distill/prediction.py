@@ -13,6 +13,7 @@ from nlp_distill.task import load_task, task_names
 
 ONNX_FILES = {"student-onnx-int8": "model_quantized.onnx", "student-onnx-fp32": "model.onnx"}
 
+
 def load_pipeline(path: str | Path, variant: str | None = None, threads: int | None = None) -> Any:
     """A pipeline for a run, a model folder or a Hub id.
 

@@ -46,7 +46,9 @@ class Data(Settings):
         None, description="A folder or a file for each split, read instead of the Hub's copy of `dataset`."
     )
     columns: Columns = Field(Columns(), description="Which columns to use.")
-    label_names: list[str] | None = Field(None, description="Names of the labels, in the order of their ids.", min_length=1)
+    label_names: list[str] | None = Field(
+        None, description="Names of the labels, in the order of their ids.", min_length=1
+    )
     problem: Literal["auto", "single_label", "multi_label", "regression"] = Field(
         "auto", description="Kind of the labels; `auto` decides from the label column."
     )
@@ -81,7 +83,9 @@ class Training(Settings):
     micro_batch_tokens: int = Field(
         4096, ge=1, description="Most tokens, padding counted, in one forward; lower it when memory is short."
     )
-    checkpoint_minutes: float = Field(5.0, ge=0, description="Minutes between checkpoints inside an epoch (0: each step).")
+    checkpoint_minutes: float = Field(
+        5.0, ge=0, description="Minutes between checkpoints inside an epoch (0: each step)."
+    )
 
 
 class Lora(Settings):
@@ -116,12 +120,16 @@ class Shape(Settings):
     layers: int = Field(ge=1, description="Number of layers.")
     hidden_size: int | None = Field(None, ge=1, description="Width; unset: the teacher's.")
     attention_heads: int | None = Field(None, ge=1, description="Heads; unset: the teacher's.")
-    intermediate_size: int | None = Field(None, ge=1, description="Width of the feed-forward; unset: four times the width.")
+    intermediate_size: int | None = Field(
+        None, ge=1, description="Width of the feed-forward; unset: four times the width."
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Shape:
         if self.hidden_size and self.attention_heads and self.hidden_size % self.attention_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of attention_heads {self.attention_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of attention_heads {self.attention_heads}"
+            )
         return self
 
 
@@ -152,7 +160,9 @@ class LogitsTerm(Term):
 
     kind: Literal["logits"] = "logits"
     distance: Literal["kl", "reverse_kl", "jsd", "mse"] = Field("kl", description="Distance of the distributions.")
-    temperature: float = Field(2.0, gt=0, le=100, description="Softens both distributions; the term is multiplied by T².")
+    temperature: float = Field(
+        2.0, gt=0, le=100, description="Softens both distributions; the term is multiplied by T²."
+    )
 
 
 class LabelsTerm(Term):
@@ -186,9 +196,7 @@ class RelationTerm(Term):
     layers: Literal["last", "all"] = Field("last", description="The last supervised layer (as MiniLM), or all of them.")
 
 
-AnyTerm = Annotated[
-    LogitsTerm | LabelsTerm | HiddenTerm | AttentionTerm | RelationTerm, Field(discriminator="kind")
-]
+AnyTerm = Annotated[LogitsTerm | LabelsTerm | HiddenTerm | AttentionTerm | RelationTerm, Field(discriminator="kind")]
 
 
 class Phase(Training):
@@ -220,7 +228,10 @@ class Export(Settings):
         "auto", description="Instruction set that int8 is made for; `auto`: this machine's."
     )
     score_drop: float = Field(
-        0.5, ge=0, le=100, description="Points that int8 may lose against fp32 on the selection rows before it is refused."
+        0.5,
+        ge=0,
+        le=100,
+        description="Points that int8 may lose against fp32 on the selection rows before it is refused.",
     )
 
 
@@ -250,10 +261,11 @@ class Recipe(Settings):
     seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
     max_length: int = Field(128, ge=4, le=8192, description="Tokens kept of an input, special tokens counted.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="Arithmetic of the matrix products; `auto`: bf16 where a short probe says that it is faster."
+        "auto",
+        description="Arithmetic of the matrix products; `auto`: bf16 where a short probe says that it is faster.",
     )
-    trackers: list[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]] = Field(
-        [], description="Experiment trackers, through Accelerate."
+    trackers: list[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]] = (
+        Field([], description="Experiment trackers, through Accelerate.")
     )
 
     @field_validator("tasks", "teachers")

@@ -25,7 +25,16 @@ from nlp_distill.recipe import Recipe
 from nlp_distill.rundir import RunDir
 from nlp_distill.task import load_task
 
-PACKAGES = ("nlp-distill", "torch", "transformers", "tokenizers", "datasets", "accelerate", "optimum", "onnxruntime")
+PACKAGES = (
+    "nlp-distill",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "accelerate",
+    "optimum",
+    "onnxruntime",
+)
 
 
 class Road:

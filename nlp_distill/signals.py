@@ -102,7 +102,9 @@ def check_request(model: PreTrainedModel, request: Request, who: str) -> None:
         outside = [layer for layer in getattr(request, kind) if not 0 <= layer < layers]
         if outside:
             raise SignalMissing(
-                term=kind, reason=f"the {who} has no layer {outside[0]}", fix=f"layers count from 0 to {layers - 1}"
+                term=kind,
+                reason=f"the {who} has no layer {outside[0]}",
+                fix=f"layers count from 0 to {layers - 1}",
             )
     if (request.query or request.key) and not family.attention_scores:
         raise SignalMissing(

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nlp_distill.checkpoint import CheckpointFolder
-from nlp_distill.errors import BudgetMissed, Interrupted, NotYet, TokenizerMismatch
-from nlp_distill.exports import onnx as onnx_export
-from nlp_distill.layers import layer_map
-from nlp_distill.loading import load_model, load_tokenizer, resolve, save_model
+from nlp_distill.errors import BudgetMissed, Interrupted
+from nlp_distill.loading import load_model, resolve, save_model
 from nlp_distill.loop import Notify, Trained, train
 from nlp_distill.objective import Objective
-from nlp_distill.precision import autocast_dtype, probe
+from nlp_distill.precision import probe
+from nlp_distill.preflight import check, supervise_map
 from nlp_distill.recipe import LabelsTerm, Phase, Recipe
 from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
 from nlp_distill.road import Road
@@ -29,7 +28,7 @@ from nlp_distill.rundir import RunDir, new_folder, sha256_json, write_json, writ
 from nlp_distill.signals import LiveTeacher
 from nlp_distill.stage_keys import UPSTREAM, StageKeys
 from nlp_distill.student import Built, cut_student, shaped_student
-from nlp_distill.teacher import plan, prepare
+from nlp_distill.teacher import prepare
 from nlp_distill.variants import evaluate_stage, export_stage, measure_stage, results_stage
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def run(
 
     road = Road(recipe, rundir, tell, stop)
     road.tokenizer  # noqa: B018  refused here, before the folder is made
-    keys = preflight(road, redo)
+    keys = enter(road, redo)
     for stage in STAGES[: STAGES.index(until) + 1]:
         if road.agreed(keys.complete(stage)):
             road.notify("stage", stage=stage, state="skipped")
@@ -121,14 +120,10 @@ def _what_and_where(
     return loaded, Path(out)
 
 
-def preflight(road: Road, redo: bool) -> StageKeys:
+def enter(road: Road, redo: bool) -> StageKeys:
     """Refuse before training what cannot work; then make or enter the run folder."""
     recipe, rundir = road.recipe, road.rundir
-    plan(recipe.teacher, road.source, road.task, len(road.slices.train))
-    for export in recipe.export:
-        onnx_export.check_exportable(road.source, road.task.pipeline_task, export)
-    if len({export.format for export in recipe.export}) < len(recipe.export):
-        raise NotYet(what="Two exports in one format", instead="give one entry for each format")
+    check(recipe, road.task, road.source, len(road.slices.train))
     if road.main:
         rundir.create()
     road.accelerator.wait_for_everyone()
@@ -156,7 +151,11 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
     recipe = road.recipe.resolved()
     phases = recipe["distill"]["phases"]
     trainings = [{k: v for k, v in phase.items() if k not in ("losses", "supervise")} for phase in phases]
-    common = {"seed": recipe["seed"], "precision": recipe["precision"], "processes": road.accelerator.num_processes}
+    common = {
+        "seed": recipe["seed"],
+        "precision": recipe["precision"],
+        "processes": road.accelerator.num_processes,
+    }
     return {
         "data": {
             "task": recipe["tasks"],
@@ -167,7 +166,11 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
         "teacher": {"teacher": recipe["teachers"], "sha256": road.source.sha256, **common},
         "student": {"student": recipe["student"], "seed": recipe["seed"]},
         "distill": {"distill": recipe["distill"], **common},
-        "control": {"control": recipe["control"], "training": trainings if recipe["control"] else [], **common},
+        "control": {
+            "control": recipe["control"],
+            "training": trainings if recipe["control"] else [],
+            **common,
+        },
         "export": {"export": recipe["export"]},
         "evaluate": {},
         "measure": {"threads": recipe["budget"]["threads"], "sequence": recipe["budget"]["sequence"]},
@@ -226,19 +229,12 @@ def _student_stage(road: Road) -> Made:
     elif student.config is not None:
         built = shaped_student(teacher, student.config, task.auto_class, recipe.seed)
     else:
-        built = _other_checkpoint(road, teacher, str(student.model))
+        other = resolve(str(student.model))
+        model = load_model(other.folder, task.auto_class, seed=recipe.seed, **task.config_settings())
+        built = Built(model, {"kind": "checkpoint", "name": other.name, "sha256": other.sha256})
     return _publish(road, road.rundir.student, built.model, {"student.json": built.description()}), {
         "origin": built.origin
     }
-
-
-def _other_checkpoint(road: Road, teacher: PreTrainedModel, reference: str) -> Built:
-    source = resolve(reference)
-    theirs, ours = road.tokenizer, load_tokenizer(source.folder)
-    if theirs.get_vocab() != ours.get_vocab():
-        raise TokenizerMismatch(teacher=len(theirs), student=len(ours))
-    model = load_model(source.folder, road.task.auto_class, seed=road.recipe.seed, **road.task.config_settings())
-    return Built(model, {"kind": "checkpoint", "name": source.name, "sha256": source.sha256})
 
 
 def _distill_stage(road: Road) -> Made:
@@ -261,17 +257,13 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
     checkpoints = road.rundir.checkpoints / stage
     for number, phase in enumerate(phases):
         name = stage if len(phases) == 1 else f"{stage} {number + 1}/{len(phases)}"
-        depths = (teacher.config.num_hidden_layers, student.config.num_hidden_layers)
-        layered = any(term.kind in ("hidden", "attention", "relation") for term in phase.losses)
-        supervise = layer_map(phase.supervise, *depths) if layered else []
+        supervise = supervise_map(phase, teacher.config, student.config)
         objective = Objective(phase.losses, road.task, student.config, teacher.config, supervise, road.recipe.seed)
         request = objective.teacher_request
         source = LiveTeacher(teacher, road.task, request, setting.autocast) if request else None
         key = sha256_json([stage_settings(road)[stage], road.slices.sha256, _weights_key(road), number])
         kept = CheckpointFolder(checkpoints / f"phase-{number}", key)
-        trained = train(
-            student, objective, source, road.train_rows, road.selection_rows, phase, setting, kept, name
-        )
+        trained = train(student, objective, source, road.train_rows, road.selection_rows, phase, setting, kept, name)
         history.append(trained)
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))
     files = _publish(road, folder, student, {"student.json": origin})

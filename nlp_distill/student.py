@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from nlp_distill.errors import StudentTooDeep
+from nlp_distill.errors import StudentShapeInvalid, StudentTooDeep
 from nlp_distill.families import family_of
 from nlp_distill.layers import layer_map
 from nlp_distill.loading import new_model
@@ -60,10 +60,10 @@ def _cut_state(state: dict[str, Tensor], prefix: str, copied: list[int]) -> dict
     return chosen
 
 
-def shaped_student(teacher: PreTrainedModel, shape: Shape, auto_class: str, seed: int) -> Built:
-    """A student of the teacher's architecture in another shape, with random weights."""
-    family = family_of(teacher.config)
-    config = copy.deepcopy(teacher.config)
+def shaped_config(teacher: PretrainedConfig, shape: Shape) -> PretrainedConfig:
+    """The teacher's config in another shape. Raises `StudentShapeInvalid`."""
+    family = family_of(teacher)
+    config = copy.deepcopy(teacher)
     config.num_hidden_layers = shape.layers
     if shape.hidden_size is not None:
         config.hidden_size = shape.hidden_size
@@ -72,5 +72,12 @@ def shaped_student(teacher: PreTrainedModel, shape: Shape, auto_class: str, seed
         config.num_attention_heads = shape.attention_heads
     if shape.intermediate_size is not None:
         setattr(config, family.intermediate_size, shape.intermediate_size)
-    model = new_model(config, auto_class, seed=seed)
+    if config.hidden_size % config.num_attention_heads:
+        raise StudentShapeInvalid(width=config.hidden_size, heads=config.num_attention_heads)
+    return config
+
+
+def shaped_student(teacher: PreTrainedModel, shape: Shape, auto_class: str, seed: int) -> Built:
+    """A student of the teacher's architecture in another shape, with random weights."""
+    model = new_model(shaped_config(teacher.config, shape), auto_class, seed=seed)
     return Built(model, {"kind": "shape", **shape.model_dump(exclude_none=True)})

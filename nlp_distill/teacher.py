@@ -87,7 +87,16 @@ def prepare(
         key = sha256_json({"finetune": settings.model_dump(mode="json"), "teacher": source.sha256})
         folder = checkpoints / f"candidate-{key[:12]}"
         if not (folder / "trained.json").is_file():
-            _finetune(source, settings, rows, selection, setting, CheckpointFolder(checkpoints / key[:12], key), stage, folder)
+            _finetune(
+                source,
+                settings,
+                rows,
+                selection,
+                setting,
+                CheckpointFolder(checkpoints / key[:12], key),
+                stage,
+                folder,
+            )
         tried.append((folder, json.loads((folder / "trained.json").read_text(encoding="utf-8"))))
     folder, best = max(tried, key=lambda candidate: candidate[1]["best_score"])
     chosen = plans[[path for path, _ in tried].index(folder)]

@@ -88,18 +88,21 @@ def tiny_config(model_type: str = "bert", **settings: Any) -> Any:
     }
     template = CONFIG_MAPPING[model_type]()
     fitting = {name: value for name, value in none.items() if name in template.to_dict()}
-    return CONFIG_MAPPING[model_type](
-        **{"vocab_size": 5 + len(WORDS), **SHAPES[model_type], **fitting, **settings}
-    )
+    return CONFIG_MAPPING[model_type](**{"vocab_size": 5 + len(WORDS), **SHAPES[model_type], **fitting, **settings})
 
 
-def tiny_model(model_type: str = "bert", auto_class: str = "AutoModelForSequenceClassification", **settings: Any) -> Any:
+def tiny_model(
+    model_type: str = "bert", auto_class: str = "AutoModelForSequenceClassification", **settings: Any
+) -> Any:
     """A model with random weights in a tiny shape."""
     return new_model(tiny_config(model_type, **settings), auto_class, seed=1)
 
 
 def save_tiny(
-    folder: Path, model_type: str = "bert", auto_class: str = "AutoModelForSequenceClassification", **settings: Any
+    folder: Path,
+    model_type: str = "bert",
+    auto_class: str = "AutoModelForSequenceClassification",
+    **settings: Any,
 ) -> Path:
     """A tiny model with its tokenizer as a model folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +114,7 @@ def save_tiny(
 def tiny_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Sentences whose sentiment a tiny model can learn: label 1 when good words outnumber bad ones."""
     generator = random.Random(seed)
-    rows = []
+    rows: list[dict[str, Any]] = []
     while len(rows) < count:
         words = [generator.choice(WORDS) for _ in range(generator.randint(3, 20))]
         balance = sum(word in GOOD for word in words) - sum(word in BAD for word in words)

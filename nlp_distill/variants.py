@@ -171,7 +171,8 @@ def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, reco
     measured = records["measure"]["measured"][variant.name]
     entry: dict[str, Any] = {
         "name": variant.name,
-        "path": str(variant.folder.relative_to(road.rundir.path)) + (f"/onnx/{variant.onnx_file}" if variant.onnx_file else ""),
+        "path": str(variant.folder.relative_to(road.rundir.path))
+        + (f"/onnx/{variant.onnx_file}" if variant.onnx_file else ""),
         "runtime": variant.runtime,
         "precision": variant.precision,
         "settings": {"pipeline_batch": variant.batch, **_export_settings(variant, records)},
@@ -204,7 +205,12 @@ def _export_settings(variant: Variant, records: dict[str, Any]) -> dict[str, Any
     report: dict[str, Any] = records["export"]["exports"][0]
     settings = {"file_name": variant.onnx_file, "subfolder": "onnx", "provider": "CPUExecutionProvider"}
     if variant.precision == "int8":
-        return {**settings, "quantization": report["quantization"], "target": report["target"], "gate": report["int8"]}
+        return {
+            **settings,
+            "quantization": report["quantization"],
+            "target": report["target"],
+            "gate": report["int8"],
+        }
     return {**settings, "parity": report["parity"]}
 
 
@@ -217,7 +223,11 @@ def _refused(records: dict[str, Any]) -> list[dict[str, Any]]:
             "path": None,
             "runtime": "onnxruntime",
             "precision": "int8",
-            "settings": {"quantization": report["quantization"], "target": report["target"], "gate": report["int8"]},
+            "settings": {
+                "quantization": report["quantization"],
+                "target": report["target"],
+                "gate": report["int8"],
+            },
             "status": "refused",
         }
         for report in reports

@@ -37,7 +37,10 @@ def check_exportable(source: Source, pipeline_task: str, settings: Export) -> No
         ) from error
     if pipeline_task not in tasks:
         raise NotExportable(
-            model_type=model_type, task=pipeline_task, format="ONNX", reason=f"Optimum exports {', '.join(tasks)}"
+            model_type=model_type,
+            task=pipeline_task,
+            format="ONNX",
+            reason=f"Optimum exports {', '.join(tasks)}",
         )
 
 

@@ -12,9 +12,19 @@ from rich.table import Table
 def results_table(results: dict[str, Any]) -> Table:
     """One row a variant: score with interval, retained, agreement, parameters, MB, p50/p90 at the data's length."""
     real, metric = results["real_sequence"], results["metric"]
-    table = Table(title=f"{results['data']['source']}: {metric} on {results['data']['rows']['evaluation']:,} rows ({results['data']['split']})")
+    table = Table(
+        title=f"{results['data']['source']}: {metric} on {results['data']['rows']['evaluation']:,} rows ({results['data']['split']})"
+    )
     table.add_column("variant", no_wrap=True)
-    for name in (metric, "95 % interval", "retained", "agreement", "params", "MB", f"p50/p90 ms, {real} tokens"):
+    for name in (
+        metric,
+        "95 % interval",
+        "retained",
+        "agreement",
+        "params",
+        "MB",
+        f"p50/p90 ms, {real} tokens",
+    ):
         table.add_column(name, justify="right")
     for variant in results["variants"]:
         table.add_row(*_row(variant, results), style="bold" if variant["name"] == results["recommended"] else "")
@@ -23,7 +33,12 @@ def results_table(results: dict[str, Any]) -> Table:
 
 def _row(variant: dict[str, Any], results: dict[str, Any]) -> list[str]:
     if variant["status"] == "refused":
-        return [variant["name"], "refused", f"lost {variant['settings']['gate']['drop_on_selection']} points", *[""] * 5]
+        return [
+            variant["name"],
+            "refused",
+            f"lost {variant['settings']['gate']['drop_on_selection']} points",
+            *[""] * 5,
+        ]
     low, high = variant["score_ci95"]
     latency = next(entry for entry in variant["latency_ms"] if entry["sequence"] == results["real_sequence"])
     return [
@@ -54,7 +69,9 @@ def verdict(results: dict[str, Any]) -> list[str]:
     if "control" in by_name:
         student, control = by_name["student"], by_name["control"]
         low, high = student["gain_over_control_ci95"]
-        gain = f"{student['gain_over_control']:+.2f} points against the control (95 % interval {low:+.2f} to {high:+.2f})"
+        gain = (
+            f"{student['gain_over_control']:+.2f} points against the control (95 % interval {low:+.2f} to {high:+.2f})"
+        )
         if low > 0:
             lines.append(f"Distillation helped: {gain}.")
         elif control["score"][metric] >= teacher["score"][metric]:

@@ -8,7 +8,13 @@ from nlp_distill.layers import POLICIES, layer_map
 
 @pytest.mark.parametrize(
     ("teacher", "student", "expected"),
-    [(12, 6, [1, 3, 5, 7, 9, 11]), (6, 3, [1, 3, 5]), (12, 5, [1, 3, 6, 8, 11]), (4, 4, [0, 1, 2, 3]), (6, 1, [5])],
+    [
+        (12, 6, [1, 3, 5, 7, 9, 11]),
+        (6, 3, [1, 3, 5]),
+        (12, 5, [1, 3, 6, 8, 11]),
+        (4, 4, [0, 1, 2, 3]),
+        (6, 1, [5]),
+    ],
 )
 def test_alternate_is_even_and_ends_on_the_last(teacher, student, expected):
     assert layer_map("alternate", teacher, student) == expected

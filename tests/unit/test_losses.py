@@ -97,7 +97,12 @@ def test_relation_takes_different_widths_and_is_zero_on_itself(g):
 
 def cases(g):
     yield losses.logits_kl, (rand(g, B, C), rand(g, B, C)), ROWS, {"temperature": 2.0, "softmax": True}
-    yield losses.logits_reverse_kl, (rand(g, B, C), rand(g, B, C)), ROWS, {"temperature": 2.0, "softmax": False}
+    yield (
+        losses.logits_reverse_kl,
+        (rand(g, B, C), rand(g, B, C)),
+        ROWS,
+        {"temperature": 2.0, "softmax": False},
+    )
     yield losses.logits_jsd, (rand(g, B, C), rand(g, B, C)), ROWS, {"temperature": 2.0, "softmax": True}
     yield losses.hidden_mse, (rand(g, B, S, H), rand(g, B, S, H)), MASK, {}
     yield losses.hidden_cosine, (rand(g, B, S, H), rand(g, B, S, H)), MASK, {}
@@ -132,5 +137,8 @@ def test_gradients_are_finite_for_extreme_inputs(g):
 
 def test_losses_are_computed_in_float32(g):
     for loss, (s, t), mask, settings in cases(g):
-        if loss not in (losses.attention_mse, losses.attention_kl):  # their scores are float32 by construction
+        if loss not in (
+            losses.attention_mse,
+            losses.attention_kl,
+        ):  # their scores are float32 by construction
             assert loss(s.bfloat16(), t.bfloat16(), mask, **settings).dtype == torch.float32, loss.__name__

@@ -9,13 +9,24 @@ from nlp_distill.task import load_task
 from nlp_distill.testing import tiny_config, tiny_model
 from nlp_distill_tasks.classification.labels import Labels
 
-TERMS = [LogitsTerm(), LabelsTerm(), HiddenTerm(), HiddenTerm(distance="gram"), AttentionTerm(), RelationTerm(heads=4)]
+TERMS = [
+    LogitsTerm(),
+    LabelsTerm(),
+    HiddenTerm(),
+    HiddenTerm(distance="gram"),
+    AttentionTerm(),
+    RelationTerm(heads=4),
+]
 
 
 @pytest.fixture
 def task():
     task = load_task("classification")
-    task.labels, task.label_names, task.primary_metric = Labels("single_label", ["a", "b"]), ["a", "b"], "accuracy"
+    task.labels, task.label_names, task.primary_metric = (
+        Labels("single_label", ["a", "b"]),
+        ["a", "b"],
+        "accuracy",
+    )
     return task
 
 
@@ -39,7 +50,9 @@ def test_it_asks_for_just_what_its_terms_need(task):
     objective = Objective(TERMS, task, config, config, [1, 3])
     both, last = frozenset({1, 3}), frozenset({3})
     assert objective.teacher_request == Request(True, hidden=both, query=both, key=both, value=last)
-    assert objective.student_request == Request(True, frozenset({0, 1}), frozenset({0, 1}), frozenset({0, 1}), frozenset({1}))
+    assert objective.student_request == Request(
+        True, frozenset({0, 1}), frozenset({0, 1}), frozenset({0, 1}), frozenset({1})
+    )
 
 
 def test_sums_and_counts_of_a_step_do_not_depend_on_how_it_is_cut(task):

@@ -84,17 +84,28 @@ def test_an_override_is_named_as_such():
 
 
 def test_students_are_one_of_three():
-    assert "give exactly one of `layers`, `model`, `config`" in problems(GOOD.replace("layers: 3", "layers: 3, model: a/b"))[0]
+    assert (
+        "give exactly one of `layers`, `model`, `config`"
+        in problems(GOOD.replace("layers: 3", "layers: 3, model: a/b"))[0]
+    )
 
 
 def test_more_than_one_teacher_is_not_yet():
-    text = GOOD.replace("teacher: {model: some/model, finetune: {epochs: 2, learning_rate: 5e-5}}", "teachers: [{model: a}, {model: b}]")
+    text = GOOD.replace(
+        "teacher: {model: some/model, finetune: {epochs: 2, learning_rate: 5e-5}}",
+        "teachers: [{model: a}, {model: b}]",
+    )
     assert "not supported yet" in problems(text)[0]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("a: [1", "line 1"), ("- 1\n- 2", "mapping"), ("a: &x 1\nb: *x", "anchors"), ("\xff".encode("latin1"), "UTF-8")],
+    [
+        ("a: [1", "line 1"),
+        ("- 1\n- 2", "mapping"),
+        ("a: &x 1\nb: *x", "anchors"),
+        ("\xff".encode("latin1"), "UTF-8"),
+    ],
 )
 def test_unreadable_files(text, words):
     raw = text if isinstance(text, bytes) else text.encode()
@@ -123,7 +134,9 @@ def test_shipped_recipes_are_valid_and_short(name):
 
 def test_term_kinds_are_the_names_of_the_loss_table():
     terms = Recipe.model_json_schema()["$defs"]
-    kinds = {d["properties"]["kind"]["const"]: d["properties"] for d in terms.values() if "kind" in d.get("properties", {})}
+    kinds = {
+        d["properties"]["kind"]["const"]: d["properties"] for d in terms.values() if "kind" in d.get("properties", {})
+    }
     assert set(kinds) == set(LOSSES)
     for kind, properties in kinds.items():
         if "distance" in properties:
@@ -131,7 +144,10 @@ def test_term_kinds_are_the_names_of_the_loss_table():
 
 
 def test_every_setting_is_documented():
-    for name, definition in [*Recipe.model_json_schema()["$defs"].items(), ("Recipe", Recipe.model_json_schema())]:
+    for name, definition in [
+        *Recipe.model_json_schema()["$defs"].items(),
+        ("Recipe", Recipe.model_json_schema()),
+    ]:
         assert definition.get("description"), name
         for field, schema in definition["properties"].items():
             assert field == "kind" or schema.get("description"), f"{name}.{field}"

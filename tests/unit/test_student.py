@@ -19,10 +19,10 @@ MASK = (IDS != 0).long()
 def tiny(kind):
     if kind != "xlm-roberta":
         return tiny_model(kind, num_labels=3)
+    from transformers import CONFIG_MAPPING
+
     from nlp_distill.loading import new_model
     from nlp_distill.testing import SHAPES
-
-    from transformers import CONFIG_MAPPING
 
     return new_model(CONFIG_MAPPING[kind](vocab_size=40, num_labels=3, **SHAPES["roberta"]), AUTO, seed=1)
 

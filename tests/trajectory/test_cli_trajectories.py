@@ -1,0 +1,171 @@
+"""Through the real command line: configurations that must agree do, and a killed run ends with the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+CLI = [sys.executable, "-m", "nlp_distill.cli"]
+
+
+def environment(**extra):
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **extra}
+
+
+def cli(*arguments, check=True, command=CLI, **extra):
+    done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=environment(**extra))
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def weights(run, folder="model"):
+    return load_file(run / folder / "model.safetensors")
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all((one[name] == two[name]).all() for name in one)
+
+
+def history(run):
+    stages = json.loads((run / "manifest.json").read_text())["stages"]
+    return stages["distill"]["trained"][0]["history"]
+
+
+def agree(one, two):
+    for a, b in zip(one, two, strict=True):
+        for name in a:
+            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-8), name
+
+
+@pytest.fixture
+def straight(tiny_recipe, tmp_path):
+    """One undisturbed run up to the distilled student."""
+    recipe = tiny_recipe()
+    cli("distill", recipe, "--out", tmp_path / "straight")
+    return recipe, tmp_path / "straight"
+
+
+def test_accumulation_and_two_processes_agree_with_one(straight, tmp_path):
+    recipe, one = straight
+    cli("distill", recipe, "--out", tmp_path / "cut", "-o", "distill.micro_batch_tokens=40")
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "nlp_distill.cli",
+    ]
+    cli("distill", recipe, "--out", tmp_path / "two", command=torchrun, ACCELERATE_USE_CPU="true")
+    manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
+    assert manifest["machine"]["processes"] == 2
+    agree(history(one), history(tmp_path / "cut"))
+    agree(history(one), history(tmp_path / "two"))
+    again = cli("distill", tmp_path / "two", check=False)
+    assert again.returncode == 2
+    assert "processes: 2 → 1" in again.stderr
+
+
+def started(recipe, out, *overrides):
+    return subprocess.Popen(
+        [*CLI, "distill", str(recipe), "--out", str(out), *overrides],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(run: Path, stage: str, seconds: float = 120.0) -> None:
+    """Until the newest checkpoint of the stage is a few steps in."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        steps = sorted((run / "checkpoints").rglob("step-*")) if run.exists() else []
+        if any(stage in str(step) and int(step.name[-8:]) >= 5 for step in steps):
+            return
+        time.sleep(0.02)
+    pytest.fail(f"{stage} never came to step 5")
+
+
+SLOWLY = (
+    "-o",
+    "distill.epochs=4",
+    "-o",
+    "distill.checkpoint_minutes=0",
+    "-o",
+    "teacher.finetune.checkpoint_minutes=0",
+)
+
+
+@pytest.fixture
+def reference(tiny_recipe, tmp_path):
+    recipe = tiny_recipe()
+    cli("distill", recipe, "--out", tmp_path / "reference", *SLOWLY)
+    return recipe, tmp_path / "reference"
+
+
+def test_kill_9_anywhere_ends_with_the_same_bits(reference, tmp_path):
+    recipe, expected = reference
+    run = tmp_path / "killed"
+    for stage in ("teacher", "distill"):
+        process = started(recipe, run, *SLOWLY)
+        wait_for(run, stage)
+        process.kill()
+        process.communicate()
+    assert not (run / "model").exists()
+    done = cli("distill", recipe, "--out", run, *SLOWLY)
+    assert "resumed at step" in done.stdout
+    assert equal(weights(run), weights(expected))
+    assert equal(weights(run, "teacher"), weights(expected, "teacher"))
+    assert history(run) == history(expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_after_the_step_with_75_and_the_same_command_resumes(reference, tmp_path, number):
+    recipe, expected = reference
+    run = tmp_path / "stopped"
+    process = started(recipe, run, *SLOWLY)
+    wait_for(run, "distill")
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert "the same command resumes" in output
+    assert "Traceback" not in output
+    cli("distill", recipe, "--out", run, *SLOWLY)
+    assert equal(weights(run), weights(expected))
+
+
+def test_complete_stages_are_skipped_changed_ones_refused_and_redone(straight):
+    recipe, run = straight
+    before = (run / "model" / "model.safetensors").stat().st_mtime_ns
+    again = cli("distill", recipe, "--out", run)
+    assert "Distilling: already there" in again.stdout
+    assert (run / "model" / "model.safetensors").stat().st_mtime_ns == before
+    refused = cli("distill", recipe, "--out", run, "-o", "distill.learning_rate=0.002", check=False)
+    assert refused.returncode == 2
+    assert "distill.phases.0.learning_rate: 0.001 → 0.002" in refused.stderr
+    assert (run / "model" / "model.safetensors").stat().st_mtime_ns == before
+    old = weights(run)
+    redone = cli("distill", recipe, "--out", run, "-o", "distill.learning_rate=0.002", "--redo")
+    assert "Teacher: already there" in redone.stdout
+    assert not equal(weights(run), old)
+    # The run's own recipe is now the new one: it needs no override any more.
+    assert "Distilling: already there" in cli("distill", run).stdout
+
+
+def test_a_damaged_output_is_made_again(straight):
+    recipe, run = straight
+    expected = weights(run)
+    (run / "model" / "model.safetensors").write_bytes(b"torn")
+    done = cli("distill", recipe, "--out", run)
+    assert "Distilling …" in done.stdout
+    assert equal(weights(run), expected)
