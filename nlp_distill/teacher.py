@@ -62,7 +62,10 @@ def plan(teacher: Teacher, source: Source, task: Task, rows: int) -> list[Finetu
 
 
 def check_labels(source: Source, task: Task) -> None:
-    """Compare a teacher's label names with the data's, in order; names such as LABEL_0 say nothing. Raises `LabelMismatch`."""
+    """Compare a teacher's label names with the data's, in order; names such as LABEL_0 say nothing.
+
+    Raises `LabelMismatch`.
+    """
     config = load_config(source.folder)
     theirs = [str(config.id2label[i]) for i in range(config.num_labels)]
     ours = task.label_names

@@ -12,9 +12,8 @@ from rich.table import Table
 def results_table(results: dict[str, Any]) -> Table:
     """One row a variant: score with interval, retained, agreement, parameters, MB, p50/p90 at the data's length."""
     real, metric = results["real_sequence"], results["metric"]
-    table = Table(
-        title=f"{results['data']['source']}: {metric} on {results['data']['rows']['evaluation']:,} rows ({results['data']['split']})"
-    )
+    data = results["data"]
+    table = Table(title=f"{data['source']}: {metric} on {data['rows']['evaluation']:,} rows ({data['split']})")
     table.add_column("variant", no_wrap=True)
     for name in (
         metric,

@@ -69,7 +69,7 @@ seed: -1
         "line 3: teacher.finetune.epoch: unknown setting; did you mean 'epochs'?",
         "line 4: student.layers: input should be greater than or equal to 1 (given: 0)",
         "line 6: distill.epochs:",
-        "line 8: distill.losses.0: 'logit' is not one of logits, labels, hidden, attention, relation; did you mean 'logits'?",
+        "line 8: distill.losses.0: 'logit' is not one of logits, labels, hidden, attention, relation; did you mean",
         "line 9: distill.losses.1.distance: 'cosin' is not one of mse, cosine, gram; did you mean 'cosine'?",
         "line 10: seed:",
     ):

@@ -20,7 +20,7 @@ PAIRS = (
     ("sentence_a", "sentence_b"),
     ("query", "passage"),
 )
-TEXTS = ("text", "sentence", "review", "content", "comment_text", "comment", "tweet", "message", "body", "utterance", "title", "question", "query")  # fmt: skip
+TEXTS = ("text", "sentence", "review", "content", "comment_text", "comment", "tweet", "message", "body", "utterance")
 LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent", "score", "rating", "y")
 INDEX = ("idx", "id", "index")
 FEW = 0.1
