@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from nlp_distill.families import known_model_types
 from nlp_distill.rundir import sha256_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -60,6 +59,8 @@ HUB_FILES = [
     "special_tokens_map.json",
     "*.model",
 ]
+HUB_EXPORTS = ["onnx/model.onnx", "onnx/model_quantized.onnx"]
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
 
 
@@ -74,9 +75,10 @@ class Source:
     sha256: str
 
 
-def resolve(reference: str) -> Source:
+def resolve(reference: str, exports: bool = False) -> Source:
     """Find a model: a local folder, a run, `package:NAME/path`, or a Hub id with optional `@revision`.
 
+    `exports`: of a Hub model, fetch our ONNX files too.
     Raises `ModelNotFound`, `HubUnreachable`, `PickleOnly`, `WeightsChanged`.
     """
     if reference.startswith("package:"):
@@ -88,7 +90,7 @@ def resolve(reference: str) -> Source:
     parent_exists = "/" in reference and path.parent.is_dir() and str(path.parent) != "."
     if reference.startswith((".", "/", "~")) or parent_exists:
         raise ModelNotFound(reference=reference, reason="there is no such folder", fix="Check the path.")
-    return _from_hub(reference)
+    return _from_hub(reference, exports)
 
 
 def _packaged(reference: str) -> Source:
@@ -112,8 +114,7 @@ def _packaged(reference: str) -> Source:
     return source
 
 
-def _from_hub(reference: str) -> Source:
-    from huggingface_hub import snapshot_download
+def _from_hub(reference: str, exports: bool) -> Source:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -128,7 +129,7 @@ def _from_hub(reference: str) -> Source:
 
     repository, _, revision = reference.partition("@")
     try:
-        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
+        folder = _download(reference, repository, revision or None, exports)
     except HFValidationError as error:
         raise ModelNotFound(
             reference=reference,
@@ -152,8 +153,24 @@ def _from_hub(reference: str) -> Source:
     return _checked(reference, folder, repository, folder.name)
 
 
+def _download(reference: str, repository: str, revision: str | None, exports: bool) -> Path:
+    """The folder of a snapshot; its name is the commit. Pickles are never fetched, so they are asked about."""
+    from huggingface_hub import HfApi, snapshot_download
+
+    patterns = HUB_FILES + (HUB_EXPORTS if exports else [])
+    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    if not any(folder.glob("*.safetensors")):
+        siblings = HfApi().model_info(repository, revision=folder.name).siblings or []
+        pickles = [file.rfilename for file in siblings if file.rfilename.endswith(PICKLES)]
+        if pickles:
+            raise PickleOnly(reference=reference, files=", ".join(pickles))
+    return folder
+
+
 def _reason(error: Exception) -> str:
-    return "offline mode is on" if os.environ.get("HF_HUB_OFFLINE") else type(error).__name__
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return "offline mode is on" if HF_HUB_OFFLINE else type(error).__name__
 
 
 def _checked(reference: str, folder: Path, name: str, revision: str | None) -> Source:
@@ -205,6 +222,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelNotFound(
             reference=str(folder), reason="its config.json cannot be read", fix="Check the folder."
         ) from error
+    if not isinstance(config, dict):
+        raise ModelNotFound(reference=str(folder), reason="its config.json is not an object", fix="Check the folder.")
     cleaned: dict[str, Any] = scrub(config)
     return cleaned
 
@@ -217,9 +236,13 @@ def load_config(folder: Path, **settings: Any) -> PretrainedConfig:
     model_type = values.get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise UnknownFamily(reference=str(folder), model_type=model_type, known=", ".join(known_model_types()))
-    for key in ("num_labels",) if "id2label" in settings else ():
-        settings.pop(key, None)
-        values.pop(key, None)
+    # Of names and a number transformers believes the names; both always come from the same side here.
+    if "id2label" in settings:
+        settings.pop("num_labels", None)
+        values.pop("num_labels", None)
+    elif "num_labels" in settings and settings["num_labels"] != len(values.get("id2label") or ()):
+        values.pop("id2label", None)
+        values.pop("label2id", None)
     config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict({**values, **settings})
     return config
 
@@ -247,9 +270,14 @@ def _quiet() -> Iterator[None]:
 
 
 def load_model(folder: Path, auto_class: str, seed: int = 0, **config_settings: Any) -> PreTrainedModel:
-    """A model in float32, in evaluation mode; weights that the folder lacks (a new head) come from `seed`."""
+    """A model in float32, in evaluation mode; weights that the folder lacks (a new head) come from `seed`.
+
+    A head of another size is replaced by a new one where the settings ask for other labels, and nothing else is.
+    Raises `ModelNotFound` for weights that cannot be read or do not fit the config, `UnknownFamily`.
+    """
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     config = load_config(folder, **config_settings)
     if (folder / "adapter_config.json").is_file():
@@ -258,16 +286,40 @@ def load_model(folder: Path, auto_class: str, seed: int = 0, **config_settings: 
             reason="it holds an adapter, not a model",
             fix="Merge the adapter into its base first.",
         )
-    with _seeded(seed), _quiet():
-        model: PreTrainedModel = getattr(transformers, auto_class).from_pretrained(
-            folder,
-            config=config,
-            torch_dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
+    model: PreTrainedModel
+    try:
+        with _seeded(seed), _quiet():
+            model, found = getattr(transformers, auto_class).from_pretrained(
+                folder,
+                config=config,
+                torch_dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except (OSError, SafetensorError) as error:
+        raise ModelNotFound(
+            reference=str(folder),
+            reason=f"its weights cannot be read ({error})",
+            fix="Get the files anew; one of them may be cut short.",
+        ) from error
+    _check_fit(folder, model, found["mismatched_keys"], new_labels={"num_labels", "id2label"} & {*config_settings})
     return model.eval()
+
+
+def _check_fit(folder: Path, model: PreTrainedModel, mismatched: Iterable[Any], new_labels: set[str]) -> None:
+    """Refuse weights of other sizes than the config says, except the head's where other labels were asked for."""
+    names = [name if isinstance(name, str) else name[0] for name in mismatched]
+    body = f"{model.base_model_prefix}."
+    wrong = [name for name in names if not new_labels or model.base_model is model or name.startswith(body)]
+    if wrong:
+        raise ModelNotFound(
+            reference=str(folder),
+            reason=f"its weights do not fit its config.json ({wrong[0]} has another size)",
+            fix="Get the folder anew.",
+        )
 
 
 def new_model(config: PretrainedConfig, auto_class: str, seed: int) -> PreTrainedModel:
@@ -293,6 +345,8 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
     from transformers import AutoTokenizer
 
     config = load_config(folder)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelNotFound(reference=str(folder), reason="it has no tokenizer", fix="Add its tokenizer.json.")
     with _quiet():
         tokenizer = AutoTokenizer.from_pretrained(
             folder, config=config, use_fast=True, local_files_only=True, trust_remote_code=False

