@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,8 @@ class Worker:
 
     def __init__(self, variant: Measured, threads: int) -> None:
         self.name = variant.name
+        # A file, not a pipe: nobody reads it while the process works, and a full pipe would stop it for ever.
+        self.said = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         self.process = subprocess.Popen(
             [
@@ -50,7 +53,7 @@ class Worker:
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.said,
             text=True,
             env=environment,
         )
@@ -65,8 +68,9 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            assert self.process.stderr is not None
-            last = self.process.stderr.read().strip().split("\n")[-1]
+            code = self.process.wait()
+            self.said.seek(0)
+            last = " | ".join(self.said.read().strip().split("\n")[-3:]) or f"exit status {code}"
             raise RunFailed(stage="measure", reason=f"the process that ran {self.name} died ({last})")
         answer: dict[str, Any] = json.loads(line)
         return answer
@@ -75,6 +79,7 @@ class Worker:
         """End the process."""
         self.process.kill()
         self.process.communicate()
+        self.said.close()
 
 
 def measure(
@@ -87,7 +92,8 @@ def measure(
     workers: list[Worker] = []
     times: dict[tuple[str, int], list[float]] = {}
     try:
-        workers = [Worker(variant, threads) for variant in variants]
+        for variant in variants:
+            workers.append(Worker(variant, threads))
         for worker in workers:
             worker.ask(ready=True)
         total = ROUNDS * len(workers) * len(sequences)
@@ -124,15 +130,14 @@ def _summary(times: list[float], sequence: int, threads: int) -> dict[str, float
 
 def files_to_run(folder: Path, onnx_file: str | None) -> list[Path]:
     """All files that a variant needs: its weights, config and tokenizer."""
-    weights = [folder / "onnx" / onnx_file] if onnx_file else sorted(folder.glob("*.safetensors"))
+    # `model.onnx*`: weights beyond 2 GB lie beside the graph in model.onnx_data.
+    weights = sorted((folder / "onnx").glob(f"{onnx_file}*") if onnx_file else folder.glob("*.safetensors*"))
     needed = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     return [*weights, *(folder / name for name in needed if (folder / name).is_file())]
 
 
 def _serve(variant: Measured, threads: int, requests: IO[str], answers: IO[str]) -> None:
     """The worker's side: load, then answer requests line by line."""
-    import resource
-
     call = _loaded(variant, threads)
     for line in requests:
         request = json.loads(line)
@@ -140,11 +145,25 @@ def _serve(variant: Measured, threads: int, requests: IO[str], answers: IO[str])
         if "sequence" in request:
             answer["ms"] = call(request["sequence"], request["warm_up"], request["runs"])
         if "memory" in request:
-            # Kilobytes on Linux, bytes on macOS.
-            unit = 1e6 if sys.platform == "darwin" else 1e3
-            answer["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+            answer["peak_memory_mb"] = round(_peak_memory_bytes() / 1e6, 1)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def _peak_memory_bytes() -> int:
+    """Most memory that this process ever held.
+
+    Not `ru_maxrss` on Linux: a child starts with its parent's peak there, and every variant would show the
+    memory of the training.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text(encoding="utf-8").split("\n") if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    # Bytes on macOS, kilobytes elsewhere.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _loaded(variant: Measured, threads: int) -> Callable[[int, int, int], list[float]]:
@@ -186,4 +205,7 @@ def _loaded(variant: Measured, threads: int) -> Callable[[int, int, int], list[f
 if __name__ == "__main__":
     described = json.loads(sys.argv[1])
     asked_threads = described.pop("threads")
-    _serve(Measured(**described), asked_threads, sys.stdin, sys.stdout)
+    # What libraries print goes to stderr; the original stdout carries answers only.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as only_answers:
+        os.dup2(2, 1)
+        _serve(Measured(**described), asked_threads, sys.stdin, only_answers)

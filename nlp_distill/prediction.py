@@ -23,21 +23,24 @@ def load_pipeline(path: str | Path, variant: str | None = None, threads: int | N
     depend on what else is in the batch. Raises `ModelFolderNotFound`, `VariantUnknown`, `ModelError`.
     """
     run = RunDir(path)
+    others: dict[str, Path] = {}
     if run.exists():
-        folders = {"teacher": run.teacher, "control": run.control}
+        others = {"teacher": run.teacher, "control": run.control}
         variant = variant or _recommended(run)
-        folder = folders.get(variant or "", run.model)
+        folder = run.model
     elif Path(path).is_dir() or "/" not in str(path):
         folder = Path(path)
     else:
-        folder = resolve(str(path)).folder
-    if not (folder / "config.json").is_file():
+        folder = resolve(str(path), exports=True).folder
+    others = {name: other for name, other in others.items() if (other / "config.json").is_file()}
+    if not (folder / "config.json").is_file() and variant not in others:
         raise ModelFolderNotFound(folder=path)
     there = [name for name, file in ONNX_FILES.items() if (folder / "onnx" / file).is_file()]
-    names = [*there, "student", *(["teacher", "control"] if run.exists() else [])]
+    names = [*there, "student", *others]
     variant = variant or names[0]
     if variant not in names:
         raise VariantUnknown(variant=variant, folder=path, known=", ".join(names))
+    folder = others.get(variant, folder)
     architecture = (read_config(folder).get("architectures") or [""])[0]
     for task in map(load_task, task_names()):
         if architecture.endswith(task.auto_class.removeprefix("AutoModel")):
@@ -63,7 +66,7 @@ def variant_pipeline(
 
         model = load_model(folder, auto_class)
         return transformers.pipeline(pipeline_task, model=model, tokenizer=tokenizer, device="cpu", **limits)
+    ort = load_ort(folder, auto_class, onnx_file, threads)
     from optimum.pipelines import pipeline
 
-    ort = load_ort(folder, auto_class, onnx_file, threads)
     return pipeline(pipeline_task, model=ort, tokenizer=tokenizer, accelerator="ort", **limits)

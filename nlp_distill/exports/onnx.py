@@ -78,7 +78,7 @@ def quantize_int8(model: Path, folder: Path, settings: Export) -> dict[str, Any]
     target = instruction_set(settings)
     config = getattr(AutoQuantizationConfig, target)(is_static=False, per_channel=True)
     with tempfile.TemporaryDirectory() as scratch, _quiet():
-        quantizer = ORTQuantizer.from_pretrained(folder, file_name=FP32)
+        quantizer = ORTQuantizer(folder / FP32, config=load_config(model))
         quantizer.quantize(save_dir=scratch, quantization_config=config, file_suffix="quantized")
         (folder / INT8).write_bytes((Path(scratch) / INT8).read_bytes())
     return {"quantization": "dynamic int8, weights per channel", "target": target}

@@ -28,7 +28,8 @@ def parity(task: Task, reference: NDArray[Any], exported: NDArray[Any]) -> dict[
 def require_parity(name: str, found: dict[str, Any], largest_logit: float) -> None:
     """Raise `ParityFailed` unless an fp32 export agrees with PyTorch."""
     allowed = ALLOWED * max(1.0, largest_logit / 10)
-    if found["max_abs_difference"] > allowed or found["flips"]:
+    # Written so that NaN, which is not greater than anything, fails too.
+    if not found["max_abs_difference"] <= allowed or found["flips"]:
         raise ParityFailed(
             name=name,
             difference=found["max_abs_difference"],

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 import torch
@@ -46,12 +45,6 @@ def test_the_door_itself_loads_no_heavy_library():
         "import sys, nlp_distill.loading; print(sorted({'torch', 'transformers', 'huggingface_hub'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
-
-
-def test_from_pretrained_is_called_nowhere_else():
-    root = Path(loading.__file__).parent.parent
-    files = [*(root / "nlp_distill").rglob("*.py"), *(root / "tasks").rglob("*.py")]
-    assert [file.name for file in files if "from_pretrained(" in file.read_text()] == ["loading.py"]
 
 
 def test_a_local_folder(folder):
