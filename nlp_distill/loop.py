@@ -162,20 +162,14 @@ def train(
 
     def checkpoint() -> None:
         if accelerator.is_main_process:
-            state = {
-                "step": done_steps,
-                "trained": vars(done),
-                "best_rank": best_rank,
-                "epoch_sums": epoch_sums,
-            }
+            state = {"step": done_steps, "trained": vars(done), "best_rank": best_rank, "epoch_sums": epoch_sums}
             tensors = optimizer_tensors(step_module, optimizer)
             checkpoints.save(Checkpoint(state, dict(step_module.state_dict()), tensors, best))
         accelerator.wait_for_everyone()
 
     finished = done_steps >= total or _out_of_patience(done, settings)
-    stop = False
     last_saved = last_shown = time.monotonic()
-    examples = 0
+    stop, examples = False, 0
     with torch.random.fork_rng():
         while not finished:
             epoch = done_steps // per_epoch
@@ -189,17 +183,8 @@ def train(
                 counts, stop, due = _agree(objective, micro, setting, due)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(settings, done_steps, total)
-                step_sums: dict[str, Tensor] = {}
                 step_module.train()
-                for number, batch in enumerate(micro):
-                    signal = teacher.signal(batch) if teacher else Signal()
-                    torch.manual_seed(derived_seed(setting.seed, "noise", done_steps, number, rank))
-                    last = number == len(micro) - 1
-                    with nullcontext() if last else accelerator.no_sync(wrapped):
-                        loss, sums = wrapped(batch, signal, counts)
-                        # Data-parallel gradients are averaged over ranks; ours are parts of one sum.
-                        accelerator.backward(loss * world)
-                    step_sums = {name: step_sums.get(name, 0) + value for name, value in sums.items()}
+                step_sums = _accumulate(wrapped, teacher, micro, counts, done_steps, setting)
                 norm = nn.utils.clip_grad_norm_(step_module.parameters(), settings.max_grad_norm or math.inf)
                 if not torch.isfinite(norm):
                     _refuse_not_finite(step_sums, norm, done_steps, steps[within], stage)
@@ -251,6 +236,29 @@ def train(
         step_module.load_state_dict(best)
     model.eval()
     return done
+
+
+def _accumulate(
+    wrapped: nn.Module,
+    teacher: TeacherSource | None,
+    micro: list[Batch],
+    counts: dict[str, float],
+    step: int,
+    setting: Setting,
+) -> dict[str, Tensor]:
+    """Gradients of one optimizer step from this rank's micro-batches; the sum of each term."""
+    accelerator = setting.accelerator
+    sums: dict[str, Tensor] = {}
+    for number, batch in enumerate(micro):
+        signal = teacher.signal(batch) if teacher else Signal()
+        torch.manual_seed(derived_seed(setting.seed, "noise", step, number, accelerator.process_index))
+        last = number == len(micro) - 1
+        with nullcontext() if last else accelerator.no_sync(wrapped):
+            loss, parts = wrapped(batch, signal, counts)
+            # Data-parallel gradients are averaged over ranks; ours are parts of one sum.
+            accelerator.backward(loss * accelerator.num_processes)
+        sums = {name: sums.get(name, 0) + value for name, value in parts.items()}
+    return sums
 
 
 def raw_outputs(model: PreTrainedModel, rows: Rows, setting: Setting) -> tuple[NDArray[np.float32], float]:

@@ -134,7 +134,7 @@ def measure_stage(road: Road) -> Made:
         return [], {}
     road.notify("note", message="timing each variant in a process of its own, in turns")
     real = road.recipe.budget.sequence or int(np.percentile(road.rows(road.slices.evaluation).lengths, 90))
-    limit = road.recipe.max_length
+    limit = road.tokenizer.model_max_length
     sequences = sorted({min(length, limit) for length in (real, 32, 128)})
     chosen = [Measured(v.name, str(v.folder), road.task.auto_class, v.onnx_file) for v in variants(road)]
 

@@ -1,0 +1,86 @@
+"""As a stranger: the wheel in a clean environment, another folder, the real MiniLM, real data, no network."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+
+
+def call(*command, cwd, **extra):
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env={**environment, "HF_HUB_OFFLINE": "1", **extra},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The wheel, installed with its extras into an environment of its own; the folder to work in."""
+    folder = tmp_path_factory.mktemp("stranger")
+    call(sys.executable, "-m", "build", "--wheel", "--outdir", folder / "dist", ROOT, cwd=folder)
+    (wheel,) = (folder / "dist").glob("*.whl")
+    call(sys.executable, "-m", "venv", folder / "env", cwd=folder)
+    links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
+    uv = Path(sys.executable).parent / "uv"
+    call(
+        uv,
+        "pip",
+        "install",
+        f"{wheel}[onnx,quickstart]",
+        cwd=folder,
+        VIRTUAL_ENV=str(folder / "env"),
+        UV_FIND_LINKS=links,
+    )
+    # A user's own tasks.py must not be mistaken for ours.
+    (folder / "tasks.py").write_text("raise RuntimeError('not this one')\n")
+    return folder
+
+
+def test_the_quickstart_in_short(installed):
+    tool = installed / "env" / "bin" / "nlp-distill"
+    output = call(tool, "run", "quickstart", "-o", "data.limit=4000", "-o", "distill.epochs=3", cwd=installed)
+    assert "Recommended: student-onnx-int8" in output
+    assert "nlp-distill predict runs/quickstart" in output
+    results = json.loads((installed / "runs" / "quickstart" / "results.json").read_text())
+    scores = {variant["name"]: variant["score"]["accuracy"] for variant in results["variants"]}
+    sizes = {variant["name"]: variant["bytes"] for variant in results["variants"]}
+    assert scores["teacher"] > 80
+    assert scores["student"] > 0.95 * scores["teacher"]
+    assert abs(scores["student-onnx-int8"] - scores["student"]) < 1.5
+    assert scores["student-onnx-fp32"] == scores["student"]
+    assert sizes["student-onnx-int8"] < sizes["teacher"] / 4
+    assert results["teacher"]["name"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+    answers = call(
+        tool, "predict", "runs/quickstart", "A moving, beautiful film.", "Dull and far too long.", cwd=installed
+    )
+    labels = [json.loads(line)["outputs"][0]["label"] for line in answers.strip().split("\n")]
+    assert labels == ["positive", "negative"]
+
+
+def test_ones_own_csv(installed):
+    """What a newcomer does first: a file of their own, columns guessed."""
+    rows = [("I want to cancel my order", "cancel"), ("Where is my parcel?", "track"), ("Refund me now", "refund")]
+    lines = ["message,intent", *(f"{text} {i},{label}" for i in range(40) for text, label in rows)]
+    (installed / "mine.csv").write_text("\n".join(lines) + "\n")
+    tool = installed / "env" / "bin" / "nlp-distill"
+    shown = call(tool, "recipes", "copy", "classification", "mine.yaml", "--data", "mine.csv", cwd=installed)
+    assert "text: message, label: intent" in shown
+    settings = ["-o", "teacher.finetune={epochs: 3, learning_rate: 2e-4}", "-o", "distill.epochs=3"]
+    output = call(tool, "run", "mine.yaml", *settings, cwd=installed)
+    assert "rows cut from train" in output
+    answer = call(tool, "predict", "runs/mine", "Please cancel my order 99", cwd=installed)
+    assert json.loads(answer)["outputs"][0]["label"] == "cancel"
