@@ -174,6 +174,10 @@ class TokenizerMismatch(ModelError):
     """Teacher and student use different vocabularies ({teacher} and {student} tokens), so the same text gives them different token ids; choose a student that shares the teacher's tokenizer."""
 
 
+class TrackerMissing(UserError):
+    """trackers: '{name}' is not installed; run `pip install {name}`, or remove it from the recipe."""
+
+
 class TokenizerSlow(ModelError):
     """Model '{reference}' has no fast tokenizer (tokenizer.json), which offsets and the browser need; save it once with a fast one."""
 

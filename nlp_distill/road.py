@@ -17,7 +17,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from datasets import Dataset
 
 from nlp_distill.data import slices
-from nlp_distill.errors import MissingExtra, RunFailed
+from nlp_distill.errors import RunFailed, TrackerMissing
 from nlp_distill.loading import load_tokenizer, resolve
 from nlp_distill.loop import Notify, Rows, Setting
 from nlp_distill.precision import autocast_dtype
@@ -116,7 +116,7 @@ def _accelerator(recipe: Recipe, rundir: RunDir) -> Accelerator:
     available = {str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()}
     for name in recipe.trackers:
         if name not in available:
-            raise MissingExtra(what=f"The tracker '{name}'", extra=f"trackers]' and '{name}' with `pip install '{name}")
+            raise TrackerMissing(name=name)
     accelerator = Accelerator(
         log_with=list(recipe.trackers) or None,
         project_dir=str(rundir.path),

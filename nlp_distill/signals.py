@@ -70,13 +70,12 @@ def model_inputs(batch: Batch) -> dict[str, Tensor]:
 @contextmanager
 def capture(model: PreTrainedModel, request: Request) -> Iterator[Signal]:
     """Hook the modules that the request names; the signal fills during the forward inside the block."""
-    family, signal = family_of(model.config), Signal()
-    blocks, handles = family.blocks(model), []
+    family, signal, handles = family_of(model.config), Signal(), []
     try:
         for kind in ("hidden", "query", "key", "value"):
             for layer in sorted(getattr(request, kind)):
                 store: dict[int, Tensor] = getattr(signal, kind)
-                handles.append(_hook(_module(family, blocks[layer], kind), store, layer))
+                handles.append(_hook(_module(family, family.blocks(model)[layer], kind), store, layer))
         yield signal
     finally:
         for handle in handles:

@@ -11,9 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
+from nlp_distill.batches import derived_seed
 from nlp_distill.checkpoint import CheckpointFolder
 from nlp_distill.errors import HeadMissing, LabelMismatch
 from nlp_distill.families import family_of
@@ -152,12 +154,9 @@ def train_on_labels(
 
 def with_lora(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
     """The model with low-rank adapters on queries, keys and values; head and pooler are trained in full."""
-    import torch
-
-    from nlp_distill.batches import derived_seed
-
     family = family_of(model.config)
-    heads = [name for name, _ in model.named_children() if name != model.base_model_prefix]
+    children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
+    heads = [name for name in children if name != model.base_model_prefix]
     pooler = ["pooler"] if "pooler" in dict(model.base_model.named_children()) else []
     config = LoraConfig(
         task_type=None,

@@ -99,7 +99,7 @@ def _export_onnx(road: Road, settings: Export) -> dict[str, Any]:
         metric = task.primary_metric
         drop = task.score(fp32_raw, rows)[metric] - task.score(int8_raw, rows)[metric]
         report["int8"] = {**parity(task, fp32_raw, int8_raw), "drop_on_selection": round(drop, 2)}
-        if drop > settings.score_drop:
+        if not drop <= settings.score_drop:  # NaN is refused too
             report["status"] = "refused"
             (model / "onnx" / INT8).unlink()
             road.notify(
