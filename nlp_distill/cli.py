@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,8 +78,9 @@ def _command_line() -> str:
     return "nlp-distill " + shlex.join(sys.argv[1:])
 
 
-def _stop_flag() -> Callable[[], bool]:
-    """True once SIGINT or SIGTERM came; a second one stops at once."""
+@contextlib.contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Gives a function that is true once SIGINT or SIGTERM came; a second one stops at once."""
     asked: list[int] = []
 
     def handle(number: int, _frame: Any) -> None:
@@ -87,9 +89,12 @@ def _stop_flag() -> Callable[[], bool]:
         asked.append(number)
         err.print("Stopping after this step; once more to stop at once.")
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
-    return lambda: bool(asked)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(
@@ -104,10 +109,9 @@ def _run(
 ) -> None:
     from nlp_distill.display import Display
 
-    asked = _stop_flag()
     overrides = [*(overrides or []), *(["control=true"] if control else [])]
     console = err if as_json else out_console
-    with Display(console) as display:
+    with _stoppable() as asked, Display(console) as display:
         from nlp_distill.reports.table import next_lines, results_table, verdict
         from nlp_distill.stages import run
 

@@ -57,7 +57,7 @@ class Display:
             line(**fields)
 
     def _say(self, text: str, style: str = "") -> None:
-        self.console.print(text, style=style, highlight=False, markup=False)
+        self.console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
     def _stage(self, stage: str, state: str, seconds: float = 0.0, **facts: Any) -> None:
         for bar in list(self.bars.values()):

@@ -26,10 +26,16 @@ def tiny_data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tiny_recipe(tmp_path, tiny_teacher, tiny_data):
-    """Writes a recipe of the tiny world; keyword arguments replace its parts."""
+def tiny_recipe(tmp_path, write_recipe):
+    """Writes a recipe of the tiny world into the test's folder; keyword arguments replace its parts."""
+    return lambda name="tiny", **parts: write_recipe(tmp_path, name, **parts)
 
-    def write(name="tiny", **parts):
+
+@pytest.fixture(scope="session")
+def write_recipe(tiny_teacher, tiny_data):
+    """Writes a recipe of the tiny world into a folder."""
+
+    def write(folder, name="tiny", **parts):
         recipe = {
             "task": "classification",
             "data": {"dataset": str(tiny_data)},
@@ -51,7 +57,7 @@ def tiny_recipe(tmp_path, tiny_teacher, tiny_data):
             "export": [],
             **parts,
         }
-        path = tmp_path / f"{name}.yaml"
+        path = folder / f"{name}.yaml"
         path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
         return path
 

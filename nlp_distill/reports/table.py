@@ -6,25 +6,22 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """One row a variant: score with interval, retained, agreement, parameters, MB, p50/p90 at the data's length."""
-    real, metric = results["real_sequence"], results["metric"]
-    data = results["data"]
-    table = Table(title=f"{data['source']}: {metric} on {data['rows']['evaluation']:,} rows ({data['split']})")
+    """One row a variant; fits 80 columns. `kept`: share of the teacher's score; `agree`: of equal predictions."""
+    real, metric, data = results["real_sequence"], results["metric"], results["data"]
+    table = Table(
+        title=f"{data['source']}: {metric} on {data['rows']['evaluation']:,} rows ({data['split']})",
+        caption=f"latency: batch 1, {real} tokens, {results['variants'][0]['latency_ms'][0]['threads']} thread(s)",
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("variant", no_wrap=True)
-    for name in (
-        metric,
-        "95 % interval",
-        "retained",
-        "agreement",
-        "params",
-        "MB",
-        f"p50/p90 ms, {real} tokens",
-    ):
-        table.add_column(name, justify="right")
+    for name in ("score", "95 % CI", "kept %", "agree %", "params", "MB", "p50/p90 ms"):
+        table.add_column(name, justify="right", no_wrap=True)
     for variant in results["variants"]:
         table.add_row(*_row(variant, results), style="bold" if variant["name"] == results["recommended"] else "")
     return table
@@ -44,8 +41,8 @@ def _row(variant: dict[str, Any], results: dict[str, Any]) -> list[str]:
         variant["name"],
         f"{variant['score'][results['metric']]:.2f}",
         f"{low:.1f}–{high:.1f}",
-        _percent(variant["retained"]),
-        _percent(variant["agreement"]),
+        _percent(variant["retained"]).removesuffix(" %"),
+        _percent(variant["agreement"]).removesuffix(" %"),
         f"{variant['params'] / 1e6:.1f} M",
         f"{variant['bytes'] / 1e6:.1f}",
         f"{latency['p50']:.2f}/{latency['p90']:.2f}",

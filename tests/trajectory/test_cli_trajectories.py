@@ -1,7 +1,10 @@
 """Through the real command line: configurations that must agree do, and a killed run ends with the same bits."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +14,12 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from nlp_distill.cli import main
+
 CLI = [sys.executable, "-m", "nlp_distill.cli"]
+SLOWLY = []
+for setting in ("distill.epochs=4", "distill.checkpoint_minutes=0", "teacher.finetune.checkpoint_minutes=0"):
+    SLOWLY += ["-o", setting]
 
 
 def environment(**extra):
@@ -23,6 +31,16 @@ def cli(*arguments, check=True, command=CLI, **extra):
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
     return done
+
+
+def here(*arguments):
+    """The command line in this process, where nothing needs to be killed: exit code and all that it printed."""
+    with pytest.raises(SystemExit) as stopped, contextlib.ExitStack() as stack:
+        shown = io.StringIO()
+        stack.enter_context(contextlib.redirect_stdout(shown))
+        stack.enter_context(contextlib.redirect_stderr(shown))
+        main(list(map(str, arguments)))
+    return stopped.value.code, " ".join(shown.getvalue().split())
 
 
 def weights(run, folder="model"):
@@ -44,17 +62,26 @@ def agree(one, two):
             assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-8), name
 
 
+@pytest.fixture(scope="module")
+def undisturbed(write_recipe, tmp_path_factory):
+    """One run, never disturbed, up to the distilled student: its recipe and folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    recipe = write_recipe(folder)
+    cli("distill", recipe, "--out", folder / "run", *SLOWLY)
+    return recipe, folder / "run"
+
+
 @pytest.fixture
-def straight(tiny_recipe, tmp_path):
-    """One undisturbed run up to the distilled student."""
-    recipe = tiny_recipe()
-    cli("distill", recipe, "--out", tmp_path / "straight")
+def straight(undisturbed, tmp_path):
+    """A copy of it, to be changed."""
+    recipe, run = undisturbed
+    shutil.copytree(run, tmp_path / "straight")
     return recipe, tmp_path / "straight"
 
 
-def test_accumulation_and_two_processes_agree_with_one(straight, tmp_path):
-    recipe, one = straight
-    cli("distill", recipe, "--out", tmp_path / "cut", "-o", "distill.micro_batch_tokens=40")
+def test_accumulation_and_two_processes_agree_with_one(undisturbed, tmp_path):
+    recipe, one = undisturbed
+    cli("distill", recipe, "--out", tmp_path / "cut", *SLOWLY, "-o", "distill.micro_batch_tokens=40")
     torchrun = [
         sys.executable,
         "-m",
@@ -65,14 +92,13 @@ def test_accumulation_and_two_processes_agree_with_one(straight, tmp_path):
         "-m",
         "nlp_distill.cli",
     ]
-    cli("distill", recipe, "--out", tmp_path / "two", command=torchrun, ACCELERATE_USE_CPU="true")
+    cli("distill", recipe, "--out", tmp_path / "two", *SLOWLY, command=torchrun, ACCELERATE_USE_CPU="true")
     manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
     assert manifest["machine"]["processes"] == 2
     agree(history(one), history(tmp_path / "cut"))
     agree(history(one), history(tmp_path / "two"))
-    again = cli("distill", tmp_path / "two", check=False)
-    assert again.returncode == 2
-    assert "processes: 2 → 1" in again.stderr
+    code, shown = here("distill", tmp_path / "two")
+    assert code == 2 and "processes: 2 → 1" in shown
 
 
 def started(recipe, out, *overrides):
@@ -96,25 +122,8 @@ def wait_for(run: Path, stage: str, seconds: float = 120.0) -> None:
     pytest.fail(f"{stage} never came to step 5")
 
 
-SLOWLY = (
-    "-o",
-    "distill.epochs=4",
-    "-o",
-    "distill.checkpoint_minutes=0",
-    "-o",
-    "teacher.finetune.checkpoint_minutes=0",
-)
-
-
-@pytest.fixture
-def reference(tiny_recipe, tmp_path):
-    recipe = tiny_recipe()
-    cli("distill", recipe, "--out", tmp_path / "reference", *SLOWLY)
-    return recipe, tmp_path / "reference"
-
-
-def test_kill_9_anywhere_ends_with_the_same_bits(reference, tmp_path):
-    recipe, expected = reference
+def test_kill_9_anywhere_ends_with_the_same_bits(undisturbed, tmp_path):
+    recipe, expected = undisturbed
     run = tmp_path / "killed"
     for stage in ("teacher", "distill"):
         process = started(recipe, run, *SLOWLY)
@@ -130,8 +139,8 @@ def test_kill_9_anywhere_ends_with_the_same_bits(reference, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_step_with_75_and_the_same_command_resumes(reference, tmp_path, number):
-    recipe, expected = reference
+def test_a_signal_stops_after_the_step_with_75_and_the_same_command_resumes(undisturbed, tmp_path, number):
+    recipe, expected = undisturbed
     run = tmp_path / "stopped"
     process = started(recipe, run, *SLOWLY)
     wait_for(run, "distill")
@@ -146,26 +155,28 @@ def test_a_signal_stops_after_the_step_with_75_and_the_same_command_resumes(refe
 
 def test_complete_stages_are_skipped_changed_ones_refused_and_redone(straight):
     recipe, run = straight
-    before = (run / "model" / "model.safetensors").stat().st_mtime_ns
-    again = cli("distill", recipe, "--out", run)
-    assert "Distilling: already there" in again.stdout
-    assert (run / "model" / "model.safetensors").stat().st_mtime_ns == before
-    refused = cli("distill", recipe, "--out", run, "-o", "distill.learning_rate=0.002", check=False)
-    assert refused.returncode == 2
-    assert "distill.phases.0.learning_rate: 0.001 → 0.002" in refused.stderr
-    assert (run / "model" / "model.safetensors").stat().st_mtime_ns == before
+    changed = run / "model" / "model.safetensors"
+    before = changed.stat().st_mtime_ns
+    code, shown = here("distill", recipe, "--out", run, *SLOWLY)
+    assert code == 0 and "Distilling: already there" in shown
+    assert changed.stat().st_mtime_ns == before
+    faster = ("-o", "distill.learning_rate=0.002")
+    code, shown = here("distill", recipe, "--out", run, *SLOWLY, *faster)
+    assert code == 2 and "distill.phases.0.learning_rate: 0.001 → 0.002" in shown
+    assert changed.stat().st_mtime_ns == before
     old = weights(run)
-    redone = cli("distill", recipe, "--out", run, "-o", "distill.learning_rate=0.002", "--redo")
-    assert "Teacher: already there" in redone.stdout
+    code, shown = here("distill", recipe, "--out", run, *SLOWLY, *faster, "--redo")
+    assert code == 0 and "Teacher: already there" in shown
     assert not equal(weights(run), old)
     # The run's own recipe is now the new one: it needs no override any more.
-    assert "Distilling: already there" in cli("distill", run).stdout
+    code, shown = here("distill", run)
+    assert code == 0 and "Distilling: already there" in shown
 
 
 def test_a_damaged_output_is_made_again(straight):
     recipe, run = straight
     expected = weights(run)
     (run / "model" / "model.safetensors").write_bytes(b"torn")
-    done = cli("distill", recipe, "--out", run)
-    assert "Distilling …" in done.stdout
+    code, shown = here("distill", recipe, "--out", run, *SLOWLY)
+    assert code == 0 and "Distilling …" in shown
     assert equal(weights(run), expected)
