@@ -11,16 +11,17 @@ from rich.table import Table
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """One row a variant; fits 80 columns. `kept`: share of the teacher's score; `agree`: of equal predictions."""
+    """One row a variant; fits 80 columns. `kept`: per cent of the teacher's score; `agree`: per cent equal."""
     real, metric, data = results["real_sequence"], results["metric"], results["data"]
     table = Table(
         title=f"{data['source']}: {metric} on {data['rows']['evaluation']:,} rows ({data['split']})",
         caption=f"latency: batch 1, {real} tokens, {results['variants'][0]['latency_ms'][0]['threads']} thread(s)",
         box=SIMPLE,
         padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     table.add_column("variant", no_wrap=True)
-    for name in ("score", "95 % CI", "kept %", "agree %", "params", "MB", "p50/p90 ms"):
+    for name in ("score", "95 % CI", "kept", "agree", "params", "MB", "p50/p90 ms"):
         table.add_column(name, justify="right", no_wrap=True)
     for variant in results["variants"]:
         table.add_row(*_row(variant, results), style="bold" if variant["name"] == results["recommended"] else "")
@@ -43,7 +44,7 @@ def _row(variant: dict[str, Any], results: dict[str, Any]) -> list[str]:
         f"{low:.1f}–{high:.1f}",
         _percent(variant["retained"]).removesuffix(" %"),
         _percent(variant["agreement"]).removesuffix(" %"),
-        f"{variant['params'] / 1e6:.1f} M",
+        f"{variant['params'] / 1e6:.1f}M",
         f"{variant['bytes'] / 1e6:.1f}",
         f"{latency['p50']:.2f}/{latency['p90']:.2f}",
     ]
