@@ -59,7 +59,7 @@ def history(run):
 def agree(one, two):
     for a, b in zip(one, two, strict=True):
         for name in a:
-            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-8), name
+            assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-7), name
 
 
 @pytest.fixture(scope="module")
