@@ -6,6 +6,7 @@ Each stage publishes its output and says so in the manifest; a stage that is com
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -98,6 +99,7 @@ def run(
         files, facts = MAKERS[stage](road)
         if road.main:
             keys.record(stage, files, time.monotonic() - start, **facts)
+            shutil.rmtree(rundir.checkpoints / stage, ignore_errors=True)
         road.accelerator.wait_for_everyone()
         road.notify("stage", stage=stage, state="done", seconds=round(time.monotonic() - start, 1), **facts)
     road.accelerator.end_training()
@@ -267,9 +269,6 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
         history.append(trained)
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))
     files = _publish(road, folder, student, {"student.json": origin})
-    if road.main:
-        for number in range(len(phases)):
-            CheckpointFolder(checkpoints / f"phase-{number}", "").clear()
     return files, {"trained": [asdict(trained) for trained in history]}
 
 

@@ -134,7 +134,6 @@ def _finetune(
         with new_folder(folder) as temporary:
             save_model(model, setting.tokenizer, temporary)
             write_json(temporary / "trained.json", asdict(trained))
-        checkpoints.clear()
     setting.accelerator.wait_for_everyone()
 
 
