@@ -71,10 +71,6 @@ class CheckpointFolder:
             return Checkpoint(state=state, **parts)
         return None
 
-    def clear(self) -> None:
-        """Remove all checkpoints of the stage."""
-        shutil.rmtree(self.path, ignore_errors=True)
-
     def _folders(self) -> list[Path]:
         return sorted(self.path.glob("step-*")) if self.path.is_dir() else []
 

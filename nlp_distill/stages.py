@@ -199,6 +199,7 @@ def _teacher_stage(road: Road) -> Made:
         road.selection_rows,
         road.setting(),
         road.rundir.checkpoints / "teacher",
+        identity=sha256_json([stage_settings(road)[stage] for stage in ("data", "teacher")]),
     )
     how = {"name": road.source.name, "revision": road.source.revision, **prepared.how}
     return _publish(road, road.rundir.teacher, prepared.model, {"teacher.json": how}), {"how": how}

@@ -78,9 +78,12 @@ def check_labels(source: Source, task: Task) -> None:
 
 
 def prepare(
-    teacher: Teacher, source: Source, rows: Rows, selection: Rows, setting: Setting, checkpoints: Path
+    teacher: Teacher, source: Source, rows: Rows, selection: Rows, setting: Setting, checkpoints: Path, identity: str
 ) -> Prepared:
-    """The teacher, fine-tuned where the plan says so; the best candidate by its selection score."""
+    """The teacher, fine-tuned where the plan says so; the best candidate by its selection score.
+
+    `identity`: hash of all that the stage depends on; candidates and checkpoints of others are never used.
+    """
     task = setting.task
     plans = plan(teacher, source, task, len(rows.lengths))
     if not plans:
@@ -89,7 +92,7 @@ def prepare(
     tried: list[tuple[Path, dict[str, Any]]] = []
     for number, settings in enumerate(plans):
         stage = "teacher" if len(plans) == 1 else f"teacher {number + 1}/{len(plans)}"
-        key = sha256_json({"finetune": settings.model_dump(mode="json"), "teacher": source.sha256})
+        key = sha256_json([identity, settings.model_dump(mode="json")])
         folder = checkpoints / f"candidate-{key[:12]}"
         if not (folder / "trained.json").is_file():
             _finetune(

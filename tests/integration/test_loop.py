@@ -53,10 +53,10 @@ class World:
         chosen = self.selection if selection else None
         return train(model, objective, None, self.rows, chosen, settings, where, checkpoints, "test")
 
-    def distil(self, student, teacher, source, terms, settings):
+    def distil(self, key, student, teacher, source, terms, settings):
         objective = Objective(terms, self.task, student.config, teacher.config, [1, 3])
         live = source(LiveTeacher(teacher, self.task, objective.teacher_request, None))
-        checkpoints = CheckpointFolder(self.folder / "checkpoints-distil", "distil")
+        checkpoints = CheckpointFolder(self.folder / f"checkpoints-{key}", key)
         return train(student, objective, live, self.rows, self.selection, settings, self.setting, checkpoints, "distil")
 
 
@@ -223,8 +223,7 @@ def test_a_student_of_shuffled_signals_is_worse(world):
         student = cut_student(world.model, 2, "alternate", AUTO).model
         torch.nn.init.zeros_(student.classifier.weight)
         terms = [LogitsTerm(temperature=1.0), HiddenTerm(weight=0.1)]
-        world.distil(student, world.model, source, terms, settings)
-        CheckpointFolder(world.folder / "checkpoints-distil", "").clear()
+        world.distil(name, student, world.model, source, terms, settings)
         scores[name] = selection_score(student, world.evaluation, world.setting)[0]
     assert scores["true"] > scores["shuffled"] + 10
     assert scores["true"] > 85
