@@ -35,8 +35,8 @@ class Checkpoint:
 class CheckpointFolder:
     """The checkpoints of one stage. `key`: those written under another key are never resumed from."""
 
-    def __init__(self, path: Path, key: str) -> None:
-        self.path, self.key = path, key
+    def __init__(self, path: Path, key: str, main: bool = True) -> None:
+        self.path, self.key, self.main = path, key, main
         self.moved_aside: list[str] = []
 
     def save(self, checkpoint: Checkpoint) -> None:
@@ -59,6 +59,8 @@ class CheckpointFolder:
         """The newest complete checkpoint of this key; damaged ones are moved aside (`moved_aside` names them)."""
         for folder in reversed(self._folders()):
             if not self._complete(folder):
+                if not self.main:
+                    continue
                 aside = folder.with_name(f"damaged-{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)

@@ -126,6 +126,8 @@ def _run(
             stop=asked,
         )
     results = finished.results
+    if os.environ.get("RANK", "0") != "0":
+        return
     if as_json:
         sys.stdout.write(json.dumps(results if until == "results" else {"run": str(finished.path)}) + "\n")
     elif until == "results":

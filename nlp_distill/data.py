@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlp_distill.errors import DataEmpty, DataNotFound, DataUnreadable, HubUnreachable
+from nlp_distill.errors import DataEmpty, DataNotFound, DataUnreadable, HubUnreachable, TooFewRows
 from nlp_distill.task import task_folders
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ SPLITS = {
 INDEX_COLUMNS = ("idx", "id", "index")
 SELECTION = (0.05, 1000)
 EVALUATION = (0.2, 1000)
+MINIMUM = 8
+"""Rows of train below which nothing can be kept aside sensibly."""
 
 
 @dataclass
@@ -113,6 +115,8 @@ def _from_folder(folder: Path) -> DatasetDict:
 def _from_files(files: dict[Any, Path]) -> DatasetDict:
     from datasets import DatasetDict
 
+    if "train" not in files:
+        raise DataNotFound(name="train", reason="data.files names no train file", fix="Add `train: FILE`.")
     return DatasetDict({split: read_table(path) for split, path in files.items()})
 
 
@@ -241,17 +245,26 @@ def _from_hub(spec: Data, name: str) -> DatasetDict:
         ("nyu-mll/glue", name.removeprefix("glue/")) if name.startswith("glue/") else (name, spec.config)
     )
     fix = "To work offline set data.files to a local folder with train and validation files."
-    if not hub_reachable():
-        raise HubUnreachable(reference=name, reason="no connection; for data set data.files to a local folder")
+    offline = "for data set data.files to a local folder"
+    # Offline mode reads the cache at once; without it, libraries would retry for minutes.
+    if not offline_mode() and not hub_reachable():
+        raise HubUnreachable(reference=name, reason=f"no connection; {offline}")
     try:
         loaded = load_dataset(repository, config, revision=spec.revision)
     except DatasetNotFoundError as error:
         raise DataNotFound(name=name, reason="the Hub has no such dataset, or it is private", fix=fix) from error
     except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, RequestException) as error:
-        raise HubUnreachable(reference=name, reason=type(error).__name__) from error
+        raise HubUnreachable(reference=name, reason=f"{type(error).__name__}; {offline}") from error
     except ValueError as error:
         raise DataNotFound(name=name, reason=str(error).split("\n")[0], fix="Set data.config.") from error
+    if "train" not in loaded:
+        raise DataNotFound(name=name, reason=f"it has no split train (splits: {', '.join(loaded)})", fix=fix)
     return DatasetDict({SPLITS.get(split, split): rows for split, rows in loaded.items()})
+
+
+def offline_mode() -> bool:
+    """Whether the user asked to stay offline."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
 
 
 def hub_reachable(seconds: float = 3.0) -> bool:
@@ -259,7 +272,7 @@ def hub_reachable(seconds: float = 3.0) -> bool:
     import socket
     from urllib.parse import urlsplit
 
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    if offline_mode():
         return False
     url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
@@ -272,11 +285,14 @@ def hub_reachable(seconds: float = 3.0) -> bool:
 
 def slices(datasets: DatasetDict, spec: Data) -> Slices:
     """Cut what the data lacks, by hash, and the selection rows out of train."""
+    source = spec.dataset or (spec.files if isinstance(spec.files, str) else ", ".join((spec.files or {}).values()))
     train = datasets["train"]
+    if len(train) < MINIMUM:
+        raise TooFewRows(source=source, rows=len(train), minimum=MINIMUM)
     hashes = _row_hashes(train)
     if "validation" in datasets:
         evaluation, split = datasets["validation"], "validation"
-    elif "test" in datasets and not _hidden(datasets["test"]):
+    elif "test" in datasets:
         evaluation, split = datasets["test"], "test"
     else:
         count = _count(len(train), *EVALUATION)
@@ -289,9 +305,12 @@ def slices(datasets: DatasetDict, spec: Data) -> Slices:
     hashes = [hashes[i] for i in kept]
     if spec.limit is not None and spec.limit < len(train):
         limited, _ = _by_hash(hashes, spec.limit, "limit")
+        limited = limited[: spec.limit]
         train, hashes = train.select(limited), [hashes[i] for i in limited]
-    sha256 = {"train": _digest(hashes), "evaluation": _digest(_row_hashes(evaluation))}
-    source = spec.dataset or (spec.files if isinstance(spec.files, str) else ", ".join((spec.files or {}).values()))
+    if min(len(train), len(selection), len(evaluation)) == 0:
+        raise TooFewRows(source=source, rows=len(datasets["train"]), minimum=MINIMUM)
+    parts = {"train": hashes, "selection": _row_hashes(selection), "evaluation": _row_hashes(evaluation)}
+    sha256 = {name: _digest(values) for name, values in parts.items()}
     return Slices(train, selection, evaluation, split, source, spec.revision, sha256)
 
 
@@ -316,12 +335,6 @@ def _by_hash(hashes: list[str], count: int, purpose: str) -> tuple[list[int], li
     held = [i for i, rank in enumerate(ranks) if rank <= limit]
     kept = [i for i, rank in enumerate(ranks) if rank > limit]
     return held, kept
-
-
-def _hidden(rows: Dataset) -> bool:
-    """Whether a split's labels are all −1, as in GLUE's test splits."""
-    names = [name for name in rows.column_names if "label" in name.lower()]
-    return any(set(rows[name][:]) == {-1} for name in names)
 
 
 def _digest(hashes: list[str]) -> str:

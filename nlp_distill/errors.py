@@ -5,7 +5,7 @@
     │   ├── RecipeError              RecipeInvalid, RecipeNotFound, NotYet
     │   ├── DataError                what is wrong with the data
     │   ├── ModelError               what is wrong with a model reference
-    │   ├── RunFolderError           StageChanged, RunFolderNotFound, RunFolderBusy
+    │   ├── RunFolderError           StageChanged, RunFolderNotFound, RunFolderForeign
     │   └── MissingExtra             an optional part is not installed
     ├── RunFailed                    exit code 3: the run started and cannot go on
     └── Interrupted                  exit code 75: stopped on request, resumable
@@ -93,6 +93,10 @@ class DataUnreadable(DataError):
 
 class DataEmpty(DataError):
     """{source}: has no rows; give a file with at least one example per label."""
+
+
+class TooFewRows(DataError):
+    """{source}: {rows} rows (equal ones count as one) are too few to train and to keep some aside; give at least {minimum}."""
 
 
 class ColumnMissing(DataError):

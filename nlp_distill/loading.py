@@ -74,6 +74,12 @@ class Source:
     revision: str | None
     sha256: str
 
+    def identity(self) -> dict[str, str]:
+        """Hashes of all that decides what the model says: weights, config, tokenizer."""
+        names = ("config.json", *TOKENIZER_FILES)
+        files = {name: self.folder / name for name in names if (self.folder / name).is_file()}
+        return {"weights": self.sha256, **{name: sha256_file(file) for name, file in files.items()}}
+
 
 def resolve(reference: str, exports: bool = False) -> Source:
     """Find a model: a local folder, a run, `package:NAME/path`, or a Hub id with optional `@revision`.
@@ -305,8 +311,21 @@ def load_model(folder: Path, auto_class: str, seed: int = 0, **config_settings: 
             reason=f"its weights cannot be read ({error})",
             fix="Get the files anew; one of them may be cut short.",
         ) from error
+    _check_complete(folder, model, found["missing_keys"])
     _check_fit(folder, model, found["mismatched_keys"], new_labels={"num_labels", "id2label"} & {*config_settings})
     return model.eval()
+
+
+def _check_complete(folder: Path, model: PreTrainedModel, missing: Iterable[str]) -> None:
+    """Refuse a folder that lacks weights of the body; only a head and a pooler may be new."""
+    body = f"{model.base_model_prefix}."
+    lost = [n for n in missing if (n.startswith(body) or model.base_model is model) and "pooler" not in n]
+    if lost:
+        raise ModelNotFound(
+            reference=str(folder),
+            reason=f"its weights lack {sorted(lost)[0]}, which its config.json promises",
+            fix="Get the folder anew.",
+        )
 
 
 def _check_fit(folder: Path, model: PreTrainedModel, mismatched: Iterable[Any], new_labels: set[str]) -> None:

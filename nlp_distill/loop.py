@@ -143,26 +143,16 @@ def train(
     optimizer = adamw(step_module, settings)
     per_epoch = steps_per_epoch(len(rows.lengths), settings.batch_size)
     total = per_epoch * settings.epochs
-    done = Trained()
-    best: dict[str, Tensor] = {}
-    best_rank = (-1e30, -1e30)
-    done_steps = 0
-    epoch_sums: dict[str, float] = {}
-
-    if resumed := checkpoints.load():
-        step_module.load_state_dict(resumed.weights)
-        restore_optimizer(step_module, optimizer, resumed.optimizer)
-        state, best = resumed.state, resumed.best
-        done_steps, epoch_sums = state["step"], state["epoch_sums"]
-        best_rank = (state["best_rank"][0], state["best_rank"][1])
-        done = Trained(**state["trained"])
-        notify("resumed", stage=stage, step=done_steps)
-    for name in checkpoints.moved_aside:
-        notify("warning", stage=stage, message=f"damaged checkpoint moved aside: {name}")
+    state, best = _resume(checkpoints, step_module, optimizer, stage, notify)
+    done, done_steps = Trained(**state["trained"]), state["step"]
+    best_rank = (state["best_rank"][0], state["best_rank"][1])
+    # Sums of a started epoch are those of all ranks: one of them carries them on.
+    epoch_sums = state["epoch_sums"] if rank == 0 else dict.fromkeys(state["epoch_sums"], 0.0)
 
     def checkpoint() -> None:
+        sums = _over_ranks(epoch_sums, accelerator)
         if accelerator.is_main_process:
-            state = {"step": done_steps, "trained": vars(done), "best_rank": best_rank, "epoch_sums": epoch_sums}
+            state = {"step": done_steps, "trained": vars(done), "best_rank": best_rank, "epoch_sums": sums}
             tensors = optimizer_tensors(step_module, optimizer)
             checkpoints.save(Checkpoint(state, dict(step_module.state_dict()), tensors, best))
         accelerator.wait_for_everyone()
@@ -228,14 +218,32 @@ def train(
             notify("metric", stage=stage, epoch=epoch + 1, epochs=settings.epochs, **entry)
             accelerator.log({f"{stage}/{name}": value for name, value in entry.items()}, step=done_steps)
             finished = done_steps >= total or _out_of_patience(done, settings)
-            if stop and not finished:
+            if (stop or due) and not finished:
                 checkpoint()
+                last_saved = time.monotonic()
+            if stop and not finished:
                 raise Interrupted(step=done_steps, stage=stage)
 
     if best:
         step_module.load_state_dict(best)
+    accelerator.free_memory()
     model.eval()
     return done
+
+
+def _resume(
+    checkpoints: CheckpointFolder, module: nn.Module, optimizer: torch.optim.Optimizer, stage: str, notify: Notify
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """State and best weights of the newest checkpoint, weights and moments put back; those of a start without one."""
+    resumed = checkpoints.load()
+    for name in checkpoints.moved_aside:
+        notify("warning", stage=stage, message=f"damaged checkpoint moved aside: {name}")
+    if resumed is None:
+        return {"step": 0, "trained": vars(Trained()), "best_rank": (-1e30, -1e30), "epoch_sums": {}}, {}
+    module.load_state_dict(resumed.weights)
+    restore_optimizer(module, optimizer, resumed.optimizer)
+    notify("resumed", stage=stage, step=resumed.state["step"])
+    return resumed.state, resumed.best
 
 
 def _accumulate(

@@ -26,7 +26,8 @@ def load_pipeline(path: str | Path, variant: str | None = None, threads: int | N
     others: dict[str, Path] = {}
     if run.exists():
         others = {"teacher": run.teacher, "control": run.control}
-        variant = variant or _recommended(run)
+        # Before the last stage no export is proven yet.
+        variant = variant or _recommended(run) or "student"
         folder = run.model
     elif Path(path).is_dir() or "/" not in str(path):
         folder = Path(path)

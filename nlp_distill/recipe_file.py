@@ -89,7 +89,7 @@ def _read_yaml(text: bytes, source: str) -> tuple[dict[str, Any], yaml.Node | No
         raw = yaml.safe_load(content)
     except UnicodeDecodeError as error:
         raise RecipeUnreadable(source=source, reason="it is not UTF-8 text") from error
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
         reason = getattr(error, "problem", None) or "not YAML"
@@ -121,7 +121,7 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
     dotted, text = override.split("=", 1)
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         value = text
     value = _number(value)
     *parents, last = _canonical(dotted)

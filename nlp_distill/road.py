@@ -13,7 +13,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+)
 from datasets import Dataset
 
 from nlp_distill.data import slices
@@ -66,7 +71,7 @@ class Road:
 
     def rows(self, raw: Dataset) -> Rows:
         """Tokenised rows."""
-        return Rows(self.task.features(raw, self.tokenizer, self.recipe.max_length), raw)
+        return Rows(self.task.features(raw, self.tokenizer, self.tokenizer.model_max_length), raw)
 
     def setting(self) -> Setting:
         """Where a training of this run happens, in the precision that the run settled on."""
@@ -119,6 +124,9 @@ def _accelerator(recipe: Recipe, rundir: RunDir) -> Accelerator:
             raise TrackerMissing(name=name)
     accelerator = Accelerator(
         log_with=list(recipe.trackers) or None,
+        # Precision and accumulation are ours, whatever `accelerate launch` puts into the environment.
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         project_dir=str(rundir.path),
         kwargs_handlers=[
             # A term may leave the head or the pooler without gradients.

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from nlp_distill.errors import DiskFull, RunFolderForeign
 
 
@@ -42,6 +44,10 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(path=path, reason=error.strerror) from error
+        raise
+    except SafetensorError as error:
+        if any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            raise DiskFull(path=path, reason=str(error)) from error
         raise
 
 
@@ -99,9 +105,9 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def folder_bytes(path: Path) -> int:
-    """Bytes of all files below a folder."""
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def _left_over(file: Path) -> bool:
+    """Whether a file is what a killed process was about to publish."""
+    return file.name.startswith(".") and file.suffix in (".tmp", ".old")
 
 
 class RunDir:
@@ -126,12 +132,14 @@ class RunDir:
 
     def create(self) -> None:
         """Make the folder; refuse one that holds something else. Clears what a killed process left half-written."""
-        if self.path.exists() and not self.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise RunFolderForeign(folder=self.path)
+        if self.path.exists() and not self.exists():
+            if not self.path.is_dir() or any(not _left_over(file) for file in self.path.iterdir()):
+                raise RunFolderForeign(folder=self.path)
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        for left in [*self.path.glob(".*.tmp"), *self.path.glob(".*.old"), *self.model.glob(".*.tmp")]:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for left in [*self.path.glob(".*"), *self.model.glob(".*")]:
+            if _left_over(left):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def exists(self) -> bool:
         """Whether this is the folder of a run."""

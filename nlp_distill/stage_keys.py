@@ -29,8 +29,8 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
 class StageKeys:
     """The keys of one run's stages, kept in its manifest."""
 
-    def __init__(self, rundir: RunDir, settings: dict[str, dict[str, Any]], redo: bool) -> None:
-        self.rundir, self.settings = rundir, settings
+    def __init__(self, rundir: RunDir, settings: dict[str, dict[str, Any]], redo: bool, main: bool = True) -> None:
+        self.rundir, self.settings, self.main = rundir, settings, main
         self.keys: dict[str, str] = {}
         for stage, upstream in UPSTREAM.items():
             keys = [self.keys[name] for name in upstream]
@@ -76,5 +76,9 @@ class StageKeys:
                 raise StageChanged(folder=self.rundir.path, stage=stage, changes=shown)
             if changes or forgotten.intersection(upstream):
                 forgotten.add(stage)
-        if forgotten:
+        if forgotten and self.main:
+            # What the new settings did not make must not be served under them.
+            for stage in forgotten:
+                for name in records[stage]["outputs"]:
+                    (self.rundir.path / name).unlink(missing_ok=True)
             self.rundir.update_manifest(stages={k: v for k, v in records.items() if k not in forgotten})

@@ -129,7 +129,7 @@ def enter(road: Road, redo: bool) -> StageKeys:
     if road.main:
         rundir.create()
     road.accelerator.wait_for_everyone()
-    keys = StageKeys(rundir, stage_settings(road), redo)
+    keys = StageKeys(rundir, stage_settings(road), redo, road.main)
     road.accelerator.wait_for_everyone()
     if road.main:
         write_text(rundir.recipe, write_recipe(recipe))
@@ -153,6 +153,8 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
     recipe = road.recipe.resolved()
     phases = recipe["distill"]["phases"]
     trainings = [{k: v for k, v in phase.items() if k not in ("losses", "supervise")} for phase in phases]
+    chosen = road.recipe.student.model
+    other = resolve(chosen).identity() if chosen is not None else None
     common = {
         "seed": recipe["seed"],
         "precision": recipe["precision"],
@@ -163,10 +165,11 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
             "task": recipe["tasks"],
             "data": recipe["data"],
             "sha256": road.slices.sha256,
+            "labels": road.task.label_names,
             "max_length": recipe["max_length"],
         },
-        "teacher": {"teacher": recipe["teachers"], "sha256": road.source.sha256, **common},
-        "student": {"student": recipe["student"], "seed": recipe["seed"]},
+        "teacher": {"teacher": recipe["teachers"], "sha256": road.source.identity(), **common},
+        "student": {"student": recipe["student"], "sha256": other, "seed": recipe["seed"]},
         "distill": {"distill": recipe["distill"], **common},
         "control": {
             "control": recipe["control"],
@@ -207,8 +210,9 @@ def _teacher_stage(road: Road) -> Made:
 
 def _settle_precision(road: Road) -> None:
     """Probe once a run; a resumed run reuses the answer, so that it repeats the same bits."""
-    if road.main and "precision" not in road.rundir.manifest():
-        settled: dict[str, Any] = {"precision": road.recipe.precision}
+    asked = road.recipe.precision
+    if road.main and road.rundir.manifest().get("precision", {}).get("asked") != asked:
+        settled: dict[str, Any] = {"precision": asked}
         if road.recipe.precision == "auto":
             task, rows = road.task, road.train_rows
             model = load_model(road.source.folder, task.auto_class, **task.config_settings())
@@ -216,7 +220,7 @@ def _settle_precision(road: Road) -> None:
             typical = rows.lengths.argsort()[len(rows.lengths) // 2 :][:32]
             batch = task.collate(road.tokenizer)(rows.take(typical))
             settled = probe(model, {name: value.to(road.accelerator.device) for name, value in batch.items()})
-        road.rundir.update_manifest(precision=settled)
+        road.rundir.update_manifest(precision={"asked": asked, **settled})
         road.notify("precision", **settled)
     road.accelerator.wait_for_everyone()
 
@@ -265,7 +269,7 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
         request = objective.teacher_request
         source = LiveTeacher(teacher, road.task, request, setting.autocast) if request else None
         key = sha256_json([stage_settings(road)[stage], road.slices.sha256, _weights_key(road), number])
-        kept = CheckpointFolder(checkpoints / f"phase-{number}", key)
+        kept = CheckpointFolder(checkpoints / f"phase-{number}-{key[:12]}", key, road.main)
         trained = train(student, objective, source, road.train_rows, road.selection_rows, phase, setting, kept, name)
         history.append(trained)
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))

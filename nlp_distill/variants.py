@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from nlp_distill.scores import agreement, interval, paired_interval, predict
 
 Array = NDArray[Any]
 BATCH = 16
+UNKNOWN = tuple("n score score_ci95 retained drop drop_ci95 agreement flips params bytes peak_memory_mb".split())
+"""What is not known of an export that was refused."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,18 @@ Made = tuple[list[str], dict[str, Any]]
 
 def export_stage(road: Road) -> Made:
     """Export, check fp32 against PyTorch and int8 against fp32 on the selection rows; refuse what fails."""
-    if not road.main or not road.recipe.export:
+    if not road.main:
         return [], {"exports": []}
-    made = [_export_onnx(road, settings) for settings in road.recipe.export]
-    files = sorted((road.rundir.model / "onnx").iterdir())
+    onnx = road.rundir.model / "onnx"
+    shutil.rmtree(onnx, ignore_errors=True)
+    made = []
+    try:
+        made = [_export_onnx(road, settings) for settings in road.recipe.export]
+    finally:
+        if len(made) < len(road.recipe.export):
+            # Nothing unproven stays in the deliverable.
+            shutil.rmtree(onnx, ignore_errors=True)
+    files = sorted(onnx.iterdir()) if made else []
     return [str(file.relative_to(road.rundir.path)) for file in files], {"exports": made}
 
 
@@ -145,7 +156,7 @@ def measure_stage(road: Road) -> Made:
     for variant in variants(road):
         files = files_to_run(variant.folder, variant.onnx_file)
         measured[variant.name]["bytes"] = sum(file.stat().st_size for file in files)
-    return [], {"real_sequence": min(real, limit), "measured": measured}
+    return [], {"real_sequence": min(real, limit), "machine": road.machine(), "measured": measured}
 
 
 def results_stage(road: Road) -> Made:
@@ -229,6 +240,8 @@ def _refused(records: dict[str, Any]) -> list[dict[str, Any]]:
                 "gate": report["int8"],
             },
             "status": "refused",
+            **dict.fromkeys(UNKNOWN),
+            "latency_ms": [],
         }
         for report in reports
     ]

@@ -22,7 +22,7 @@ def build_results(road: Any, variants: list[dict[str, Any]], records: dict[str, 
         "recipe_sha256": road.recipe.sha256(),
         "seed": road.recipe.seed,
         "versions": manifest["versions"],
-        "machine": manifest["machine"],
+        "machine": records["measure"]["machine"],
         "precision": manifest["precision"],
         "data": {
             "source": rows.source,

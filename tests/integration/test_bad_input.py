@@ -52,7 +52,18 @@ def rows(*lines):
     return "text,label\n" + "\n".join(lines) + "\n"
 
 
-FINE = rows("good film,1", "bad film,0", "fine plot,1", "awful plot,0", "lovely,1", "dull,0")
+FINE = rows(
+    "good film,1",
+    "bad film,0",
+    "fine plot,1",
+    "awful plot,0",
+    "lovely,1",
+    "dull,0",
+    "great,1",
+    "poor,0",
+    "superb,1",
+    "bad,0",
+)
 
 
 def test_mistyped_keys_and_several_errors_at_once(refused):
@@ -90,6 +101,8 @@ def test_a_missing_column_suggests_the_nearest(refused):
 BAD_TABLES = {
     "one class only": (rows("a good,1", "a bad,1"), ["every row has the label 1", "at least two"]),
     "hidden labels": (rows("a,-1", "b,-1"), ["2 of 2 labels are -1", "use a split with labels"]),
+    "whole floats": (rows("a,0.0", "b,1.0"), ["labels such as 0.0 may be classes or values", "data.problem"]),
+    "too few rows": (rows("a,0", "b,1"), ["2 rows", "give at least 8"]),
     "float labels": (rows("a,0.5", "b,1.5"), ["label 0.5 is not a class (first at row 0)", "data.problem: regression"]),
     "missing label": (rows("a good,1", "a bad,"), ["a label is missing (first at row 1)"]),
     "NaN label": (rows("a good,1", "a bad,nan"), ["a label is missing (first at row 1)"]),

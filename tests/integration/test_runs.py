@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 import nlp_distill
 from nlp_distill.cli import main
 from nlp_distill.data import slices
-from nlp_distill.errors import BudgetMissed, TrackerMissing
+from nlp_distill.errors import BudgetMissed, StageChanged, TrackerMissing
 from nlp_distill.task import load_task
 from nlp_distill.testing import BAD, GOOD, save_tiny, tiny_rows
 
@@ -200,3 +200,35 @@ def test_strict_budgets_and_missing_trackers(tiny_recipe, tmp_path):
     assert run(recipe, tmp_path, until="results").results["budget"]["size_mb"]["met"] is False
     with pytest.raises(TrackerMissing, match="pip install wandb"):
         run(tiny_recipe(trackers=["wandb"]), tmp_path)
+
+
+def test_redo_serves_nothing_that_the_new_settings_did_not_make(tiny_recipe, tmp_path):
+    finished = run(tiny_recipe(control=True), tmp_path, "export=[{format: onnx, score_drop: 100}]", until="results")
+    assert finished.results and (finished.path / "control" / "config.json").is_file()
+    again = run(tiny_recipe(), tmp_path, "control=false", "export=[]", redo=True, until="export")
+    assert again.results == {}
+    assert not (again.path / "model" / "onnx").exists()
+    assert not (again.path / "control" / "model.safetensors").exists()
+    names = [v["name"] for v in run(tiny_recipe(), tmp_path, "export=[]", until="results").results["variants"]]
+    assert names == ["teacher", "student"]
+
+
+def test_a_student_checkpoint_that_changed_is_noticed(tiny_recipe, tmp_path):
+    other = save_tiny(tmp_path / "other", num_hidden_layers=2)
+    recipe = tiny_recipe(student={"model": str(other)}, distill={**FAST, "losses": [{"kind": "logits"}]})
+    run(recipe, tmp_path, until="student")
+    save_tiny(tmp_path / "other", num_hidden_layers=3)
+    with pytest.raises(StageChanged, match="stage 'student'"):
+        run(recipe, tmp_path, until="student")
+
+
+def test_a_changed_precision_is_settled_again(tiny_recipe, tmp_path):
+    first = run(tiny_recipe(), tmp_path, "precision=bf16", until="teacher")
+    assert first.dir.manifest()["precision"]["precision"] == "bf16"
+    again = run(tiny_recipe(), tmp_path, "precision=fp32", until="teacher", redo=True)
+    assert again.dir.manifest()["precision"]["precision"] == "fp32"
+
+
+def test_inputs_are_cut_at_the_models_limit(tiny_recipe, tmp_path):
+    data = write(tmp_path / "d", lambda row: {"text": " ".join([row["text"]] * 12), "label": row["label"]})
+    run(tiny_recipe(data={"dataset": str(data)}, max_length=1024), tmp_path, until="teacher")

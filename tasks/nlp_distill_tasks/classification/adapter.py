@@ -251,4 +251,4 @@ def _with_mismatched(raw: DatasetDict) -> DatasetDict:
 
 
 def _unlabelled(rows: Dataset, column: str | list[str]) -> bool:
-    return isinstance(column, str) and (column not in rows.column_names or set(map(str, rows[column][:])) == {"-1"})
+    return isinstance(column, str) and (column not in rows.column_names or set(rows[column][:]) in ({-1}, {"-1"}))

@@ -35,6 +35,13 @@ def settle(train: Dataset, column: str | list[str], spec: Data, source: str) -> 
     if isinstance(feature, List) or isinstance(values[0], list):
         return Labels("multi_label", _list_names(feature, values, spec))
     is_float = all(isinstance(value, float) for value in values)
+    if is_float and spec.problem == "auto" and all(value == int(value) for value in values):
+        raise LabelsInvalid(
+            source=source,
+            reason=f"labels such as {values[0]} may be classes or values",
+            row=0,
+            fix="set data.problem: single_label or data.problem: regression",
+        )
     if spec.problem == "regression" or (is_float and spec.problem == "auto"):
         return Labels("regression", spec.label_names or [column])
     if is_float:
@@ -96,6 +103,8 @@ def targets(rows: Dataset, column: str | list[str], labels: Labels, source: str)
     values = rows[column][:]
     _refuse_missing(values, source)
     if labels.problem == "regression":
+        if set(values) == {-1}:
+            raise LabelsHidden(source=source, count=len(values), rows=len(values))
         return _numbers(values, source)
     position = {name: number for number, name in enumerate(labels.names)}
     if labels.problem == "multi_label":
