@@ -24,12 +24,13 @@ from accelerate import Accelerator
 
 from nlp_distill.batches import epoch_steps
 from nlp_distill.data import slices
-from nlp_distill.loading import load_model, load_tokenizer, resolve
+from nlp_distill.loading import load_model, load_tokenizer
 from nlp_distill.loop import Rows, Setting, Step, adamw
 from nlp_distill.objective import Objective
 from nlp_distill.precision import autocast_dtype, probe
 from nlp_distill.recipe import AttentionTerm, Data, HiddenTerm, LogitsTerm, Training
 from nlp_distill.signals import LiveTeacher
+from nlp_distill.sources import resolve
 from nlp_distill.student import cut_student
 from nlp_distill.task import load_task
 

@@ -66,8 +66,8 @@ def _gpu() -> str:
 
 def check_recipe(name: str, overrides: Sequence[str]) -> list[str]:
     """Lines about a recipe: its rows, teacher, student, terms and exports. Raises what a run would raise."""
-    from nlp_distill.loading import resolve
     from nlp_distill.preflight import check
+    from nlp_distill.sources import resolve
 
     recipe = load_recipe(name, overrides)
     task = load_task(recipe.task)

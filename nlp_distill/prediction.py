@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nlp_distill.errors import ModelFolderNotFound, VariantUnknown
-from nlp_distill.loading import load_model, load_ort, load_tokenizer, read_config, resolve
+from nlp_distill.loading import load_model, load_ort, load_tokenizer, read_config
 from nlp_distill.rundir import RunDir
+from nlp_distill.sources import resolve
 from nlp_distill.task import load_task, task_names
 
 ONNX_FILES = {"student-onnx-int8": "model_quantized.onnx", "student-onnx-fp32": "model.onnx"}

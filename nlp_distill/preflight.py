@@ -10,9 +10,10 @@ from nlp_distill.errors import NotYet, StudentTooDeep, TokenizerMismatch
 from nlp_distill.exports.onnx import check_exportable
 from nlp_distill.families import family_of
 from nlp_distill.layers import layer_map
-from nlp_distill.loading import Source, load_config, load_tokenizer, resolve
+from nlp_distill.loading import load_config, load_tokenizer
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import Phase, Recipe
+from nlp_distill.sources import Source, resolve
 from nlp_distill.student import shaped_config
 from nlp_distill.task import Task
 from nlp_distill.teacher import plan

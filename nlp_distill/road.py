@@ -23,11 +23,12 @@ from datasets import Dataset
 
 from nlp_distill.data import slices
 from nlp_distill.errors import RunFailed, TrackerMissing
-from nlp_distill.loading import load_tokenizer, resolve
+from nlp_distill.loading import load_tokenizer
 from nlp_distill.loop import Notify, Rows, Setting
 from nlp_distill.precision import autocast_dtype
 from nlp_distill.recipe import Recipe
 from nlp_distill.rundir import RunDir
+from nlp_distill.sources import resolve
 from nlp_distill.task import load_task
 
 PACKAGES = (

@@ -17,7 +17,7 @@ import torch
 
 from nlp_distill.checkpoint import CheckpointFolder
 from nlp_distill.errors import BudgetMissed, Interrupted
-from nlp_distill.loading import load_model, resolve, save_model
+from nlp_distill.loading import load_model, save_model
 from nlp_distill.loop import Notify, Trained, train
 from nlp_distill.objective import Objective
 from nlp_distill.precision import probe
@@ -27,6 +27,7 @@ from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, sha256_json, write_json, write_text
 from nlp_distill.signals import LiveTeacher
+from nlp_distill.sources import resolve
 from nlp_distill.stage_keys import UPSTREAM, StageKeys
 from nlp_distill.student import Built, cut_student, shaped_student
 from nlp_distill.teacher import prepare

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from nlp_distill.errors import MissingExtra, NotExportable
-from nlp_distill.loading import Source, load_config
+from nlp_distill.loading import load_config
 from nlp_distill.recipe import Export
+from nlp_distill.sources import Source
 
 FP32, INT8 = "model.onnx", "model_quantized.onnx"
 

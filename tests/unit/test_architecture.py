@@ -14,6 +14,7 @@ TIERS = [
     {"errors"},
     {"layers", "recipe"},
     {"task", "rundir", "families"},
+    {"sources"},
     {"recipe_file", "loading", "signals", "losses", "batches", "checkpoint", "data"},
     {"student", "prediction", "stage_keys", "precision", "starter", "testing"},
     {"objective", "scores"},
@@ -26,7 +27,19 @@ TIERS = [
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(TIERS) for room in rooms}
-NO_TORCH = ["errors", "layers", "recipe", "task", "rundir", "recipe_file", "data", "loading", "display", "cli"]
+NO_TORCH = [
+    "errors",
+    "layers",
+    "recipe",
+    "task",
+    "rundir",
+    "recipe_file",
+    "data",
+    "sources",
+    "loading",
+    "display",
+    "cli",
+]
 
 
 def modules(folder):

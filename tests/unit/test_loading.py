@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from nlp_distill import loading
+from nlp_distill import sources
 from nlp_distill.errors import MissingExtra, ModelNotFound, PickleOnly, UnknownFamily, WeightsChanged
 from nlp_distill.loading import (
     has_head,
@@ -20,10 +20,10 @@ from nlp_distill.loading import (
     load_ort,
     load_tokenizer,
     new_model,
-    resolve,
     save_model,
     scrub,
 )
+from nlp_distill.sources import resolve
 from nlp_distill.testing import save_tiny, tiny_config
 
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -108,8 +108,8 @@ def test_a_package_gives_only_what_lies_inside_it(package, reference):
 
 
 def test_a_known_package_is_checked_by_hash(package, monkeypatch):
-    known = loading.PackagedModel(name="org/original", sha256="0" * 64, extra="quickstart")
-    monkeypatch.setitem(loading.PACKAGED, "carried_model", known)
+    known = sources.PackagedModel(name="org/original", sha256="0" * 64, extra="quickstart")
+    monkeypatch.setitem(sources.PACKAGED, "carried_model", known)
     with pytest.raises(WeightsChanged, match="0000"):
         resolve("package:carried_model/model")
 
@@ -270,7 +270,7 @@ def test_a_folder_without_a_tokenizer(folder):
 def test_what_is_saved_is_safetensors_and_names_no_machine(folder, tmp_path):
     saved = tmp_path / "saved"
     save_model(load_model(folder, CLASSIFIER, problem_type="regression"), load_tokenizer(folder), saved)
-    assert not [file for file in saved.iterdir() if file.suffix in loading.PICKLES]
+    assert not [file for file in saved.iterdir() if file.suffix in sources.PICKLES]
     assert not [file for file in saved.glob("*.json") if str(tmp_path) in file.read_text()]
     assert json.loads((saved / "config.json").read_text())["problem_type"] == "regression"
 
@@ -287,7 +287,7 @@ COMMIT = "c" * 40
 ASK = """
 import sys
 from nlp_distill.errors import ModelError
-from nlp_distill.loading import resolve
+from nlp_distill.sources import resolve
 try:
     source = resolve(sys.argv[1])
     print("Source", source.name, source.revision)

@@ -9,10 +9,10 @@ from nlp_distill.errors import MissingExtra, ModelFolderNotFound, NotExportable,
 from nlp_distill.exports import onnx
 from nlp_distill.exports.onnx import FP32, INT8, check_exportable, export_fp32, instruction_set, quantize_int8
 from nlp_distill.exports.parity import parity, require_parity
-from nlp_distill.loading import resolve
 from nlp_distill.prediction import load_pipeline, variant_pipeline
 from nlp_distill.recipe import Data, Export
 from nlp_distill.scores import predict
+from nlp_distill.sources import resolve
 from nlp_distill.task import load_task
 from nlp_distill.testing import save_tiny
 
