@@ -144,7 +144,8 @@ def test_a_run_gives_what_it_recommends_and_only_what_it_has(exported, tmp_path)
     run.mkdir()
     (run / "recipe.yaml").write_text("task: classification\n")
     (run / "model").symlink_to(model)
-    assert load_pipeline(run).model.path.name == INT8
+    # Without results no export is proven yet.
+    assert type(load_pipeline(run).model).__name__ == "BertForSequenceClassification"
     (run / "results.json").write_text('{"recommended": "student-onnx-fp32"}')
     assert load_pipeline(run).model.path.name == FP32
     with pytest.raises(VariantUnknown, match="control"):
