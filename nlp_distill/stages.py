@@ -95,7 +95,8 @@ def run(
             continue
         if road.agreed(stop()):
             raise Interrupted(step=0, stage=stage)
-        road.notify("stage", stage=stage, state="started")
+        if stage != "control" or road.recipe.control:
+            road.notify("stage", stage=stage, state="started")
         start = time.monotonic()
         files, facts = MAKERS[stage](road)
         if road.main:
