@@ -152,52 +152,28 @@ def run(
     _run(recipe, out, override, redo, control, "results", as_json, strict)
 
 
-@app.command()
-def distill(
-    recipe: RecipeArgument,
-    out: OutOption = None,
-    override: OverrideOption = None,
-    redo: RedoOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Train the teacher where needed and distil the student."""
-    _run(recipe, out, override, redo, False, "distill", as_json)
+STAGE_VERBS = {
+    "distill": "Train the teacher where needed and distil the student.",
+    "export": "Go on until the student is exported and checked against PyTorch.",
+    "evaluate": "Go on until every variant is scored through the pipeline that a user would call.",
+    "measure": "Go on until every variant's latency, memory and size are measured.",
+}
 
 
-@app.command()
-def export(
-    recipe: RecipeArgument,
-    out: OutOption = None,
-    override: OverrideOption = None,
-    redo: RedoOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Go on until the student is exported and checked against PyTorch."""
-    _run(recipe, out, override, redo, False, "export", as_json)
+def _add_stage_verb(stage: str, summary: str) -> None:
+    @app.command(stage, help=summary)
+    def verb(
+        recipe: RecipeArgument,
+        out: OutOption = None,
+        override: OverrideOption = None,
+        redo: RedoOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        _run(recipe, out, override, redo, False, stage, as_json)
 
 
-@app.command()
-def evaluate(
-    recipe: RecipeArgument,
-    out: OutOption = None,
-    override: OverrideOption = None,
-    redo: RedoOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Go on until every variant is scored through the pipeline that a user would call."""
-    _run(recipe, out, override, redo, False, "evaluate", as_json)
-
-
-@app.command()
-def measure(
-    recipe: RecipeArgument,
-    out: OutOption = None,
-    override: OverrideOption = None,
-    redo: RedoOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Go on until every variant's latency, memory and size are measured."""
-    _run(recipe, out, override, redo, False, "measure", as_json)
+for _stage, _summary_of_stage in STAGE_VERBS.items():
+    _add_stage_verb(_stage, _summary_of_stage)
 
 
 @app.command()
