@@ -115,8 +115,9 @@ def wait_for(run: Path, stage: str, seconds: float = 120.0) -> None:
     """Until the newest checkpoint of the stage is a few steps in."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
-        steps = sorted((run / "checkpoints").rglob("step-*")) if run.exists() else []
-        if any(stage in str(step) and int(step.name[-8:]) >= 5 for step in steps):
+        # os.walk, unlike rglob, does not mind that folders vanish while it looks.
+        folders = [Path(where) for where, _, _ in os.walk(run / "checkpoints" / stage)]
+        if any(folder.name.startswith("step-") and int(folder.name[-8:]) >= 5 for folder in folders):
             return
         time.sleep(0.02)
     pytest.fail(f"{stage} never came to step 5")
