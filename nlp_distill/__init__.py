@@ -22,6 +22,8 @@ _HOMES = {
     "layer_map": "layers",
     "read_splits": "data",
     "hub_reachable": "data",
+    "require_column": "data",
+    "Options": "task",
     "RunDir": "rundir",
     "load_pipeline": "prediction",
     "Objective": "objective",
@@ -35,6 +37,7 @@ __all__ = ["__version__", *sorted(_HOMES)]
 if TYPE_CHECKING:
     from nlp_distill.data import hub_reachable as hub_reachable
     from nlp_distill.data import read_splits as read_splits
+    from nlp_distill.data import require_column as require_column
     from nlp_distill.errors import NlpDistillError as NlpDistillError
     from nlp_distill.errors import UserError as UserError
     from nlp_distill.layers import layer_map as layer_map
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from nlp_distill.stages import Run as Run
     from nlp_distill.stages import run as run
     from nlp_distill.student import cut_student as cut_student
+    from nlp_distill.task import Options as Options
     from nlp_distill.task import Task as Task
     from nlp_distill.task import load_task as load_task
     from nlp_distill.task import task_names as task_names

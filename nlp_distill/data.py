@@ -6,6 +6,7 @@ hashes of the rows' content, so it depends neither on row order nor on file form
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
 import json
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlp_distill.errors import DataEmpty, DataNotFound, DataUnreadable, HubUnreachable, TooFewRows
+from nlp_distill.errors import ColumnMissing, DataEmpty, DataNotFound, DataUnreadable, HubUnreachable, TooFewRows
 from nlp_distill.task import task_folders
 
 if TYPE_CHECKING:
@@ -42,6 +43,14 @@ SELECTION = (0.05, 1000)
 EVALUATION = (0.2, 1000)
 MINIMUM = 8
 """Rows of train below which nothing can be kept aside sensibly."""
+
+
+def require_column(names: list[str], column: str, role: str, source: str) -> None:
+    """Refuse a column that a table lacks, with the nearest name. Raises `ColumnMissing`."""
+    if column not in names:
+        near = difflib.get_close_matches(column, names, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ColumnMissing(source=source, column=column, columns=", ".join(names), role=role, hint=hint)
 
 
 @dataclass

@@ -9,11 +9,15 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nlp_distill.data import hub_reachable, slices
-from nlp_distill.families import known_model_types
+from nlp_distill.families import family_of, known_model_types
 from nlp_distill.recipe_file import load_recipe
 from nlp_distill.task import load_task, task_names
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 PACKAGES = (
     "torch",
@@ -70,17 +74,17 @@ def check_recipe(name: str, overrides: Sequence[str]) -> list[str]:
     from nlp_distill.sources import resolve
 
     recipe = load_recipe(name, overrides)
-    task = load_task(recipe.task)
+    task = load_task(recipe.task, recipe.options)
     rows = slices(task.load_data(recipe.data), recipe.data)
     source = resolve(recipe.teacher.model)
     found = check(recipe, task, source, len(rows.train))
     lines = [f"{name}: {rows.rows['train']:,} rows to learn from, scores on {rows.split}"]
     lines += [f"  {key}: {note}" for key, note in task.notes().items()]
-    lines.append(f"  teacher: {source.name}, {found.teacher.num_hidden_layers} layers, {_tries(found.tries)}")
-    origin = f", from teacher layers {found.copy_map}" if found.copy_map else ""
-    lines.append(f"  student: {found.student.num_hidden_layers} layers, width {found.student.hidden_size}{origin}")
+    lines.append(f"  teacher: {source.name}, {_layers(found.teacher)}, {_tries(found.tries)}")
+    origin = f", from teacher layers {_maps(found.copy_map)}" if found.copy_map else ""
+    lines.append(f"  student: {_layers(found.student)}{origin}")
     for phase, supervise in zip(recipe.distill.phases, found.supervise, strict=True):
-        imitated = f", imitating layers {supervise}" if supervise else ""
+        imitated = f", imitating layers {_maps(supervise)}" if supervise else ""
         lines.append(f"  terms: {', '.join(term.kind for term in phase.losses)}{imitated}")
     lines += [f"  export: {export.format}, {export.profile}: possible" for export in recipe.export]
     return [*lines, "  ready to run"]
@@ -88,3 +92,13 @@ def check_recipe(name: str, overrides: Sequence[str]) -> list[str]:
 
 def _tries(count: int) -> str:
     return "used as it is" if count == 0 else f"fine-tuned first ({count} setting{'s' if count > 1 else ''} to try)"
+
+
+def _layers(config: PretrainedConfig) -> str:
+    stacks = family_of(config).stacks
+    depths = [f"{stack.count(config)} {stack.name + ' ' if len(stacks) > 1 else ''}layers" for stack in stacks]
+    return f"{' and '.join(depths)}, width {stacks[0].width(config)}"
+
+
+def _maps(maps: dict[str, list[int]]) -> str:
+    return " and ".join(str(layers) for layers in maps.values())

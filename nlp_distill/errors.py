@@ -76,6 +76,10 @@ class TaskUnknown(RecipeError):
     """No task '{name}' is installed; installed tasks: {installed}.{hint}"""
 
 
+class OptionInvalid(RecipeError):
+    """options of {task}: {reason}."""
+
+
 # Data
 
 
@@ -101,6 +105,10 @@ class TooFewRows(DataError):
 
 class ColumnMissing(DataError):
     """{source}: has no column '{column}' (columns: {columns}); set data.columns.{role} to one of them.{hint}"""
+
+
+class RoleUnknown(DataError):
+    """data.columns.{role}: {task} has no such column; it knows {known}.{hint}"""
 
 
 class ColumnsUnclear(DataError):
@@ -215,6 +223,10 @@ class RunFolderForeign(RunFolderError):
 
 class ModelFolderNotFound(RunFolderError):
     """'{folder}' holds no model to predict with; give a run folder that has been exported, or a model folder."""
+
+
+class ModelHasNoTask(ModelError):
+    """{folder}: its architecture ({architecture}) serves none of the installed tasks ({known})."""
 
 
 class VariantUnknown(RunFolderError):

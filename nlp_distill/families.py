@@ -1,13 +1,14 @@
 """What we know of an architecture: a table from `model_type` to the names of its parts.
 
-Paths are relative to the base model (`model.base_model`), per-layer names to one block. Adding an architecture
-is adding a row.
+Paths of stacks are relative to the base model (`model.base_model`), per-layer names to one block. Adding an
+architecture is adding a row. A model has one stack of blocks, or two: `encoder` and `decoder`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from nlp_distill.errors import UnknownFamily
 
@@ -15,60 +16,251 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
+Place = tuple[str, int]
+"""A layer: the name of its stack and its number in it, from 0."""
+
 
 @dataclass(frozen=True)
-class Family:
-    """Names of the parts of an encoder.
+class Stack:
+    """Names of the parts of one stack of blocks.
 
-    `attention_scores`: queries and keys give the scores as QKᵀ/√d under a padding mask, with no position bias.
+    `depth`: config fields with the number of blocks; the first is read, all are written. `cross`: query, key and
+    value of the attention to the encoder. `scores`: how queries and keys give the attention scores: `scaled` (by
+    1/√d), `plain`, or `none` where they do not do so alone. `bias`: an embedding, called once a forward, whose
+    output [Q, K, heads] is added to the scores of every layer. `shared`: one block, applied `depth` times: a
+    layer is then an application of it, and fewer layers are fewer applications. `part`: the part of a composed
+    config that describes the stack.
     """
 
-    model_types: tuple[str, ...]
+    name: str
     layers: str
     query: str
     key: str
     value: str
-    intermediate_size: str
-    attention_scores: bool = True
+    depth: tuple[str, ...] = ("num_hidden_layers",)
+    heads: str = "num_attention_heads"
+    head_width: str | None = None
+    intermediate_size: str = "intermediate_size"
+    cross: tuple[str, str, str] | None = None
+    scores: str = "scaled"
+    bias: str | None = None
+    shared: bool = False
+    part: str | None = None
 
-    def layer_prefix(self, model: PreTrainedModel) -> str:
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Names of all queries, keys and values of a block."""
+        return (self.query, self.key, self.value, *(self.cross or ()))
+
+    def config(self, config: PretrainedConfig) -> Any:
+        """The config that describes this stack."""
+        return config if self.part is None else getattr(config, self.part)
+
+    def count(self, config: PretrainedConfig) -> int:
+        """Number of layers."""
+        return int(getattr(self.config(config), self.depth[0]))
+
+    def set_count(self, config: PretrainedConfig, layers: int) -> None:
+        """Write the number of layers into a config."""
+        for field in self.depth:
+            setattr(self.config(config), field, layers)
+
+    def width(self, config: PretrainedConfig) -> int:
+        """Width of a layer's output."""
+        return int(self.config(config).hidden_size)
+
+    def head_count(self, config: PretrainedConfig) -> int:
+        """Attention heads of a layer."""
+        return int(getattr(self.config(config), self.heads))
+
+    def projection_width(self, config: PretrainedConfig) -> int:
+        """Width of the queries, keys and values of all heads."""
+        if self.head_width is None:
+            return self.width(config)
+        return self.head_count(config) * int(getattr(self.config(config), self.head_width))
+
+    def prefix(self, model: PreTrainedModel) -> str:
         """Start of the names of the blocks' weights in the whole model's state, up to the layer's number."""
         base = model.base_model_prefix if model.base_model is not model else ""
         return ".".join(part for part in (base, self.layers) if part) + "."
 
-    def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
-        """The blocks, in order."""
-        blocks: nn.ModuleList = model.base_model.get_submodule(self.layers)
-        return blocks
+    def blocks(self, model: PreTrainedModel) -> list[nn.Module]:
+        """The blocks, in order; a shared block once for each of its applications."""
+        module = model.base_model.get_submodule(self.layers)
+        if self.shared:
+            return [module] * self.count(model.config)
+        return list(module.children())
 
+
+@dataclass(frozen=True)
+class Family:
+    """The stacks of an architecture."""
+
+    model_types: tuple[str, ...]
+    stacks: tuple[Stack, ...]
+
+    def stack(self, name: str) -> Stack:
+        """A stack by name."""
+        return next(stack for stack in self.stacks if stack.name == name)
+
+
+BERT = Stack("encoder", "encoder.layer", "attention.self.query", "attention.self.key", "attention.self.value")
+BART: dict[str, Any] = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+}
+BART_CROSS = ("encoder_attn.q_proj", "encoder_attn.k_proj", "encoder_attn.v_proj")
+T5: dict[str, Any] = {
+    "query": "layer.0.SelfAttention.q",
+    "key": "layer.0.SelfAttention.k",
+    "value": "layer.0.SelfAttention.v",
+    "heads": "num_heads",
+    "head_width": "d_kv",
+    "intermediate_size": "d_ff",
+    "scores": "plain",
+}
+T5_CROSS = ("layer.1.EncDecAttention.q", "layer.1.EncDecAttention.k", "layer.1.EncDecAttention.v")
 
 FAMILIES = (
+    Family(("bert", "roberta", "xlm-roberta", "electra"), (BERT,)),
     Family(
-        model_types=("bert", "roberta", "xlm-roberta"),
-        layers="encoder.layer",
-        query="attention.self.query",
-        key="attention.self.key",
-        value="attention.self.value",
-        intermediate_size="intermediate_size",
+        ("distilbert",),
+        (
+            Stack(
+                "encoder",
+                "transformer.layer",
+                "attention.q_lin",
+                "attention.k_lin",
+                "attention.v_lin",
+                intermediate_size="hidden_dim",
+            ),
+        ),
     ),
     Family(
-        model_types=("distilbert",),
-        layers="transformer.layer",
-        query="attention.q_lin",
-        key="attention.k_lin",
-        value="attention.v_lin",
-        intermediate_size="hidden_dim",
+        ("mpnet",),
+        (
+            Stack(
+                "encoder",
+                "encoder.layer",
+                "attention.attn.q",
+                "attention.attn.k",
+                "attention.attn.v",
+                bias="encoder.relative_attention_bias",
+            ),
+        ),
+    ),
+    # Disentangled attention adds content-to-position scores: queries and keys alone do not give them.
+    Family(
+        ("deberta-v2",),
+        (
+            Stack(
+                "encoder",
+                "encoder.layer",
+                "attention.self.query_proj",
+                "attention.self.key_proj",
+                "attention.self.value_proj",
+                scores="none",
+            ),
+        ),
+    ),
+    Family(
+        ("albert",),
+        (
+            Stack(
+                "encoder",
+                "encoder.albert_layer_groups.0.albert_layers.0",
+                "attention.query",
+                "attention.key",
+                "attention.value",
+                shared=True,
+            ),
+        ),
+    ),
+    Family(
+        ("bart", "mbart", "marian", "pegasus"),
+        (
+            Stack(
+                "encoder",
+                "encoder.layers",
+                **BART,
+                depth=("encoder_layers", "num_hidden_layers"),
+                heads="encoder_attention_heads",
+                intermediate_size="encoder_ffn_dim",
+            ),
+            Stack(
+                "decoder",
+                "decoder.layers",
+                **BART,
+                depth=("decoder_layers",),
+                heads="decoder_attention_heads",
+                intermediate_size="decoder_ffn_dim",
+                cross=BART_CROSS,
+            ),
+        ),
+    ),
+    Family(
+        ("t5", "mt5"),
+        (
+            Stack(
+                "encoder",
+                "encoder.block",
+                **T5,
+                depth=("num_layers",),
+                bias="encoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+            ),
+            Stack(
+                "decoder",
+                "decoder.block",
+                **T5,
+                depth=("num_decoder_layers",),
+                cross=T5_CROSS,
+                bias="decoder.block.0.layer.0.SelfAttention.relative_attention_bias",
+            ),
+        ),
     ),
 )
 
 
+def _encoder_decoder(config: PretrainedConfig) -> Family:
+    """Two encoders' stacks in one model, the second with attention to the first (BERT2BERT)."""
+    (encoder,) = family_of(config.encoder).stacks
+    (decoder,) = family_of(config.decoder).stacks
+    base = BASES[config.decoder.model_type]
+    cross = tuple(
+        name.replace("attention.", "crossattention.", 1) for name in (decoder.query, decoder.key, decoder.value)
+    )
+    return Family(
+        ("encoder-decoder",),
+        (
+            replace(encoder, layers=f"encoder.{encoder.layers}", part="encoder"),
+            replace(
+                decoder,
+                name="decoder",
+                layers=f"decoder.{base}.{decoder.layers}",
+                cross=(cross[0], cross[1], cross[2]),
+                part="decoder",
+            ),
+        ),
+    )
+
+
+BASES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "electra": "electra"}
+"""Name of the body inside a causal model of a type that can be the decoder of an `encoder-decoder`."""
+
+COMPOSED: dict[str, Callable[[PretrainedConfig], Family]] = {"encoder-decoder": _encoder_decoder}
+"""Types that are made of two others: what we know of them depends on the config."""
+
+
 def known_model_types() -> list[str]:
     """All model types of the table."""
-    return sorted(name for family in FAMILIES for name in family.model_types)
+    return sorted([*COMPOSED, *(name for family in FAMILIES for name in family.model_types)])
 
 
 def family_of(config: PretrainedConfig, reference: str = "") -> Family:
     """The row of a config's model type. Raises `UnknownFamily`."""
+    if config.model_type in COMPOSED:
+        return COMPOSED[config.model_type](config)
     for family in FAMILIES:
         if config.model_type in family.model_types:
             return family

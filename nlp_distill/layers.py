@@ -7,7 +7,8 @@ student layer imitates. Both are lists ``[teacher layer of student layer 0, of 1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from nlp_distill.errors import LayerMapInvalid
 
@@ -85,3 +86,27 @@ def layer_map(policy: str | Sequence[int], teacher: int, student: int) -> list[i
             fix=f"layers count from 0 to {teacher - 1}",
         )
     return chosen
+
+
+def stack_maps(
+    policy: str | Sequence[int] | Mapping[Any, Any], depths: Mapping[str, tuple[int, int]]
+) -> dict[str, list[int]]:
+    """A layer map for each stack. `depths`: stack → (teacher's layers, student's layers).
+
+    A stack that `policy` does not name is mapped by `alternate`. Raises `LayerMapInvalid`, also for one explicit
+    list over two stacks.
+    """
+    if isinstance(policy, Mapping):
+        unknown = [name for name in policy if name not in depths]
+        if unknown:
+            raise LayerMapInvalid(
+                policy=dict(policy), reason=f"the model has no {unknown[0]}", fix=f"its stacks: {', '.join(depths)}"
+            )
+        return {name: layer_map(policy.get(name, "alternate"), *depth) for name, depth in depths.items()}
+    if not isinstance(policy, str) and len(depths) > 1:
+        raise LayerMapInvalid(
+            policy=list(policy),
+            reason="one list for a model with an encoder and a decoder",
+            fix="give `{encoder: […], decoder: […]}`",
+        )
+    return {name: layer_map(policy, *depth) for name, depth in depths.items()}

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "mpnet")
+NO_LIMIT = 1024
+"""Tokens kept of an input where neither the user nor the model says how many."""
 UNSAFE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "_commit_hash", "_name_or_path")
 
 
@@ -204,12 +207,21 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
     tokenizer.backend_tokenizer.no_padding()
     # Rows are padded in batches of their own lengths; the advice to pad while tokenising is not for us.
     tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
-    positions = getattr(config, "max_position_embeddings", None) or 512
-    if config.model_type in ("roberta", "xlm-roberta"):
-        positions -= (config.pad_token_id or 0) + 1
-    tokenizer.model_max_length = min(max_length or tokenizer.model_max_length, positions)
+    limit = position_limit(config)
+    tokenizer.model_max_length = min(max_length or tokenizer.model_max_length, limit or NO_LIMIT)
     fast: PreTrainedTokenizerFast = tokenizer
     return fast
+
+
+def position_limit(config: PretrainedConfig) -> int | None:
+    """Tokens that a model has positions for; None where positions are relative and any number will do."""
+    config = getattr(config, "encoder", config)
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    # RoBERTa and its like count positions from behind the padding's id.
+    offset = (config.pad_token_id or 0) + 1 if config.model_type in OFFSET_POSITIONS else 0
+    return positions - offset
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -222,8 +234,24 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     tokenizer.save_pretrained(folder)
 
 
-def load_ort(folder: Path, auto_class: str, file_name: str, threads: int | None = None) -> Any:
-    """An Optimum ORTModelFor… of `folder/onnx/file_name`. Raises `MissingExtra`."""
+def onnx_files(folder: Path, precision: str) -> dict[str, str]:
+    """The ONNX files of a precision (`fp32`, `int8`) that a model folder holds: part → name; empty when none.
+
+    One file, or an encoder and a decoder (merged with the one that takes its past, where the model keeps one).
+    """
+    suffix = {"fp32": "", "int8": "_quantized"}[precision]
+    whole, encoder = f"model{suffix}.onnx", f"encoder_model{suffix}.onnx"
+    if (folder / "onnx" / whole).is_file():
+        return {"file_name": whole}
+    decoders = [f"decoder_model_merged{suffix}.onnx", f"decoder_model{suffix}.onnx"]
+    found = [name for name in decoders if (folder / "onnx" / name).is_file()]
+    if not (folder / "onnx" / encoder).is_file() or not found:
+        return {}
+    return {"encoder_file_name": encoder, "decoder_file_name": found[0]}
+
+
+def load_ort(folder: Path, auto_class: str, precision: str, threads: int | None = None) -> Any:
+    """An Optimum ORTModelFor… of the files of a precision in `folder/onnx`. Raises `MissingExtra`."""
     try:
         import onnxruntime
         from optimum import onnxruntime as optimum_ort
@@ -233,13 +261,27 @@ def load_ort(folder: Path, auto_class: str, file_name: str, threads: int | None 
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    settings: dict[str, Any] = dict(onnx_files(folder, precision))
+    if decoder := settings.get("decoder_file_name"):
+        merged = "merged" in decoder
+        settings |= {"use_cache": merged, "use_merged": merged, "generation_config": load_generation(folder)}
     return getattr(optimum_ort, auto_class.replace("AutoModel", "ORTModel")).from_pretrained(
         folder,
         subfolder="onnx",
-        file_name=file_name,
         config=load_config(folder),
         session_options=options,
         provider="CPUExecutionProvider",
         local_files_only=True,
         trust_remote_code=False,
+        **settings,
     )
+
+
+def load_generation(folder: Path) -> Any:
+    """How a model generates, from `generation_config.json`, else its config; scrubbed."""
+    from transformers import GenerationConfig
+
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return GenerationConfig.from_model_config(load_config(folder))
+    return GenerationConfig(**scrub(json.loads(file.read_text(encoding="utf-8"))))

@@ -26,7 +26,9 @@ from nlp_distill.batches import derived_seed, epoch_steps, micro_batches, rank_s
 from nlp_distill.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
 from nlp_distill.errors import Interrupted, LossNotFinite, RunFailed
 from nlp_distill.objective import Objective
+from nlp_distill.prediction import model_pipeline
 from nlp_distill.recipe import Training
+from nlp_distill.scores import predict
 from nlp_distill.signals import Signal, TeacherSource, capture, model_inputs
 from nlp_distill.task import Batch, Task
 
@@ -35,22 +37,28 @@ Notify = Callable[..., None]
 
 PROGRESS_SECONDS = 1.0
 EVALUATION_TOKENS = 8192
+SELECTION_BATCH = 32
 
 
 @dataclass
 class Rows:
-    """Tokenised rows (`Task.features`), with the raw rows that `Task.score` needs."""
+    """Tokenised examples (`Task.features`), with the raw rows that `Task.score` needs. `lengths`: tokens of each."""
 
     features: Dataset
     raw: Dataset
 
     def __post_init__(self) -> None:
-        self.lengths = np.array([len(ids) for ids in self.features["input_ids"]], dtype=np.int64)
+        given = "length" in self.features.column_names
+        lengths = self.features["length"][:] if given else [len(ids) for ids in self.features["input_ids"]]
+        self.lengths = np.array(lengths, dtype=np.int64)
 
-    def take(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Rows by number."""
+    def take(self, indices: NDArray[np.int64], seed: int) -> list[dict[str, Any]]:
+        """Examples by number, each with a `noise` of its own that depends on the seed and the example alone."""
         columns: dict[str, list[Any]] = self.features[indices.tolist()]
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        for row in rows:
+            row["noise"] = derived_seed(seed, row["example_id"])
+        return rows
 
 
 @dataclass
@@ -137,7 +145,7 @@ def train(
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     if min(settings.batch_size, len(rows.lengths)) < world:
         raise RunFailed(stage=stage, reason=f"{world} processes cannot share steps of {settings.batch_size} examples")
-    collate = task.collate(setting.tokenizer)
+    collate = task.collate(setting.tokenizer, model.config)
     step_module = Step(model, objective, setting.autocast).to(device)
     wrapped = accelerator.prepare_model(step_module)
     optimizer = adamw(step_module, settings)
@@ -168,7 +176,8 @@ def train(
                 # One optimizer step: counts first, so that every micro-batch is normalised over the whole step.
                 mine = rank_share(steps[within], rank, world)
                 cuts = micro_batches(mine, rows.lengths, settings.micro_batch_tokens)
-                micro = [_to_device(collate(rows.take(cut)), device) for cut in cuts]
+                chance = derived_seed(setting.seed, "examples", done_steps)
+                micro = [_to_device(collate(rows.take(cut, chance)), device) for cut in cuts]
                 due = time.monotonic() - last_saved >= settings.checkpoint_minutes * 60
                 counts, stop, due = _agree(objective, micro, setting, due)
                 for group in optimizer.param_groups:
@@ -269,31 +278,31 @@ def _accumulate(
     return sums
 
 
-def raw_outputs(model: PreTrainedModel, rows: Rows, setting: Setting) -> tuple[NDArray[np.float32], float]:
-    """Outputs [rows, labels] in row order, and the mean loss on the labels; changes nothing of the model."""
-    task, collate = setting.task, setting.task.collate(setting.tokenizer)
-    device = next(model.parameters()).device
-    order = np.arange(len(rows.lengths))
-    outputs: dict[int, NDArray[np.float32]] = {}
-    loss, count = 0.0, 0.0
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), torch.autocast(device.type, setting.autocast, enabled=setting.autocast is not None):
-        for cut in micro_batches(order, rows.lengths, EVALUATION_TOKENS):
-            batch = _to_device(collate(rows.take(cut)), device)
-            answer = model(**model_inputs(batch))
-            loss += float(task.label_loss(answer, batch))
-            count += float(task.term_mask(batch, "labels").sum())
-            (logits,) = task.logits(answer).values()
-            outputs.update(zip(cut.tolist(), logits.float().cpu().numpy(), strict=True))
-    model.train(was_training)
-    return np.stack([outputs[i] for i in range(len(order))]), loss / max(count, 1.0)
-
-
 def selection_score(model: PreTrainedModel, rows: Rows, setting: Setting) -> tuple[float, float]:
-    """The primary metric (points) and the loss on the selection rows."""
-    raw, loss = raw_outputs(model, rows, setting)
-    return setting.task.score(raw, rows.raw)[setting.task.primary_metric], loss
+    """The primary metric (points), as a user's pipeline gets it, and the mean loss on the selection rows.
+
+    Changes nothing of the model.
+    """
+    task, was_training = setting.task, model.training
+    model.eval()
+    with torch.no_grad():
+        raw = predict(model_pipeline(task, model, setting.tokenizer), task, rows.raw, SELECTION_BATCH)
+    loss = mean_loss(model, rows, setting)
+    model.train(was_training)
+    return task.score(raw, rows.raw)[task.primary_metric], loss
+
+
+def mean_loss(model: PreTrainedModel, rows: Rows, setting: Setting) -> float:
+    """Mean loss on the labels, in the arithmetic of the training; the model must be in evaluation mode."""
+    task, device = setting.task, model.device
+    collate = task.collate(setting.tokenizer, model.config)
+    loss, count = 0.0, 0.0
+    with torch.no_grad(), torch.autocast(device.type, setting.autocast, enabled=setting.autocast is not None):
+        for cut in micro_batches(np.arange(len(rows.lengths)), rows.lengths, EVALUATION_TOKENS):
+            batch = _to_device(collate(rows.take(cut, derived_seed(setting.seed, "selection"))), device)
+            loss += float(task.label_loss(model(**model_inputs(batch)), batch))
+            count += float(task.term_mask(batch, "labels", "decoder").sum())
+    return loss / max(count, 1.0)
 
 
 def _agree(
@@ -318,7 +327,7 @@ def _over_ranks(values: dict[str, float], accelerator: Accelerator) -> dict[str,
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device) for name, value in batch.items()}
+    return {n: _to_device(v, device) if isinstance(v, dict) else v.to(device) for n, v in batch.items()}
 
 
 def _out_of_patience(done: Trained, settings: Training) -> bool:

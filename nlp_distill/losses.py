@@ -86,36 +86,44 @@ def hidden_gram(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return (difference.masked_fill(~pairs, 0.0).sum((1, 2)) / lengths).sum()
 
 
-def attention_scores(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """Scores QKᵀ/√D before any mask [B, A, S, S], from projections [B, S, A·D], in float32."""
-    q, k = (x.float().view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key))
-    return torch.matmul(q, k.transpose(2, 3)) / math.sqrt(q.shape[-1])
+def attention_scores(query: Tensor, key: Tensor, heads: int, scaled: bool = True, bias: Tensor | None = None) -> Tensor:
+    """Scores QKᵀ/√D before any mask [B, A, Q, K], from projections [B, Q or K, A·D], in float32.
 
-
-def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """Squared difference of scores [B, A, S, S] before the softmax, mean over heads and keys: TinyBERT."""
-    difference = (student - teacher).square().mean(1)
-    pairs = mask[:, None, :] & mask[:, :, None]
-    lengths = mask.sum(-1).clamp(min=1)
-    return (difference.masked_fill(~pairs, 0.0).sum((1, 2)) / lengths).sum()
-
-
-def attention_kl(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """KL(teacher ‖ student) of the attention each token pays, mean over heads, from scores [B, A, S, S].
-
-    The attention-transfer term of MiniLM, Wang et al. 2020, arXiv:2002.10957.
+    `scaled` false leaves 1/√D out (T5); `bias` [Q, K, A] is added (T5, MPNet).
     """
-    keys = ~mask[:, None, None, :]
-    s, t = (F.log_softmax(x.masked_fill(keys, torch.finfo(x.dtype).min), dim=-1) for x in (student, teacher))
-    return _masked_rows(_kl(t, s).mean(1), mask)
+    q, k = (x.float().view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key))
+    scores = torch.matmul(q, k.transpose(2, 3))
+    if scaled:
+        scores = scores / math.sqrt(q.shape[-1])
+    return scores if bias is None else scores + bias.float().permute(2, 0, 1)
 
 
-def relation_kl(student: Tensor, teacher: Tensor, mask: Tensor, *, heads: int) -> Tensor:
+def attention_mse(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
+    """Squared difference of scores [B, A, Q, K] before the softmax, mean over heads and keys: TinyBERT.
+
+    `pairs` [B, Q, K]: which key counts for which query; a query without keys does not count.
+    """
+    difference = (student - teacher).square().mean(1)
+    keys = pairs.sum(-1).clamp(min=1)
+    return (difference.masked_fill(~pairs, 0.0).sum(-1) / keys).sum()
+
+
+def attention_kl(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
+    """KL(teacher ‖ student) of the attention each query pays, mean over heads, from scores [B, A, Q, K].
+
+    The attention-transfer term of MiniLM, Wang et al. 2020, arXiv:2002.10957. `pairs` as in `attention_mse`.
+    """
+    no_key = ~pairs[:, None]
+    s, t = (F.log_softmax(x.masked_fill(no_key, torch.finfo(x.dtype).min), dim=-1) for x in (student, teacher))
+    return _masked_rows(_kl(t, s).mean(1), pairs.any(-1))
+
+
+def relation_kl(student: Tensor, teacher: Tensor, pairs: Tensor, *, heads: int) -> Tensor:
     """KL of self-relations of queries, keys or values [B, S, H] cut into relation heads; widths may differ.
 
-    MiniLMv2, Wang et al. 2021, arXiv:2012.15828 (values alone: MiniLM).
+    MiniLMv2, Wang et al. 2021, arXiv:2012.15828 (values alone: MiniLM). `pairs` as in `attention_mse`.
     """
-    return attention_kl(attention_scores(student, student, heads), attention_scores(teacher, teacher, heads), mask)
+    return attention_kl(attention_scores(student, student, heads), attention_scores(teacher, teacher, heads), pairs)
 
 
 LOSSES: dict[str, dict[str, Callable[..., Tensor]]] = {

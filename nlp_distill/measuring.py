@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,12 +29,16 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Measured:
-    """What to measure: a model folder, and its ONNX file or None for PyTorch."""
+    """What to measure: a model folder, and the precision of its ONNX files or None for PyTorch.
+
+    `new_tokens`: of a model that generates, how many an answer has.
+    """
 
     name: str
     folder: str
     auto_class: str
-    onnx_file: str | None
+    onnx: str | None
+    new_tokens: int | None = None
 
 
 class Worker:
@@ -128,11 +133,21 @@ def _summary(times: list[float], sequence: int, threads: int) -> dict[str, float
     }
 
 
-def files_to_run(folder: Path, onnx_file: str | None) -> list[Path]:
+def files_to_run(folder: Path, onnx: str | None) -> list[Path]:
     """All files that a variant needs: its weights, config and tokenizer."""
+    from nlp_distill.loading import onnx_files
+
+    names = onnx_files(folder, onnx).values() if onnx else []
     # `model.onnx*`: weights beyond 2 GB lie beside the graph in model.onnx_data.
-    weights = sorted((folder / "onnx").glob(f"{onnx_file}*") if onnx_file else folder.glob("*.safetensors*"))
-    needed = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    graphs = [file for name in names for file in sorted((folder / "onnx").glob(f"{name}*"))]
+    weights = graphs if onnx else sorted(folder.glob("*.safetensors*"))
+    needed = (
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+    )
     return [*weights, *(folder / name for name in needed if (folder / name).is_file())]
 
 
@@ -174,32 +189,46 @@ def _loaded(variant: Measured, threads: int) -> Callable[[int, int, int], list[f
     torch.set_num_threads(threads)
     folder = Path(variant.folder)
     model: Any
-    if variant.onnx_file:
-        model = load_ort(folder, variant.auto_class, variant.onnx_file, threads)
-        names = list(model.input_names)
+    if variant.onnx:
+        model = load_ort(folder, variant.auto_class, variant.onnx, threads)
+        names = getattr(model, "input_names", ["input_ids", "attention_mask"])
     else:
         model = load_model(folder, variant.auto_class)
         names = ["input_ids", "attention_mask"]
+    if variant.new_tokens is not None:
+        run = partial(
+            model.generate,
+            num_beams=1,
+            do_sample=False,
+            min_new_tokens=variant.new_tokens,
+            max_new_tokens=variant.new_tokens,
+        )
+    else:
+        run = model
     generator = torch.Generator().manual_seed(0)
 
     def call(sequence: int, warm_up: int, runs: int) -> list[float]:
-        ids = torch.randint(10, model.config.vocab_size, (1, sequence), generator=generator)
+        ids = torch.randint(10, _vocabulary(model.config), (1, sequence), generator=generator)
         given = {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
             "token_type_ids": torch.zeros_like(ids),
         }
-        inputs = {name: given[name] for name in names}
+        inputs = {name: given[name] for name in names if name in given}
         times = []
         with torch.inference_mode():
             for number in range(warm_up + runs):
                 start = time.perf_counter()
-                model(**inputs)
+                run(**inputs)
                 if number >= warm_up:
                     times.append((time.perf_counter() - start) * 1e3)
         return times
 
     return call
+
+
+def _vocabulary(config: Any) -> int:
+    return int(getattr(config, "encoder", config).vocab_size)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ the step's counts, which depend on masks alone and are known before the first fo
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,17 +16,32 @@ from transformers import PretrainedConfig
 
 from nlp_distill.batches import derived_seed
 from nlp_distill.errors import SignalMissing
+from nlp_distill.families import Place, Stack, family_of
 from nlp_distill.losses import LOSSES, attention_scores
-from nlp_distill.recipe import AnyTerm, AttentionTerm, HiddenTerm, LabelsTerm, LogitsTerm, RelationTerm
-from nlp_distill.signals import Request, Signal
+from nlp_distill.recipe import AnyTerm, AttentionTerm, HiddenTerm, LabelsTerm, LayerTerm, LogitsTerm, RelationTerm
+from nlp_distill.signals import Request, Signal, check_request
 from nlp_distill.task import Batch, Task
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A term of one stack (a term about layers of two stacks is two of these, with half the weight each).
+
+    `pairs`: student layer and the teacher layer that it imitates.
+    """
+
+    term: AnyTerm
+    weight: float
+    ours: Stack
+    theirs: Stack | None = None
+    pairs: tuple[tuple[int, int], ...] = ()
 
 
 class Objective(nn.Module):
     """Terms of a recipe, bound to a student and a teacher.
 
-    `supervise[i]` is the teacher layer that student layer i imitates. Raises `SignalMissing` for a term that
-    the pair cannot give, before any training.
+    `supervise[stack][i]` is the teacher layer that the student's layer i of that stack imitates. Raises
+    `SignalMissing` for a term that the pair cannot give, before any training.
     """
 
     def __init__(
@@ -34,15 +50,21 @@ class Objective(nn.Module):
         task: Task,
         student: PretrainedConfig,
         teacher: PretrainedConfig | None = None,
-        supervise: Sequence[int] = (),
+        supervise: Mapping[str, Sequence[int]] | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.task, self.student_config, self.teacher_config = task, student, teacher
-        self.terms = dict(zip(_names(terms), terms, strict=True))
-        self.pairs = list(enumerate(supervise))
-        for name, term in self.terms.items():
-            self._check(name, term)
+        self.terms: dict[str, Bound] = {}
+        for name, term in zip(_names(terms), terms, strict=True):
+            if teacher is None and not isinstance(term, LabelsTerm):
+                raise SignalMissing(term=name, reason="there is no teacher here", fix="use a `labels` term")
+            self.terms.update(self._bound(name, term, supervise or {}))
+        for name, bound in self.terms.items():
+            self._check(name, bound)
+        check_request(student, self.student_request, "student")
+        if teacher is not None:
+            check_request(teacher, self.teacher_request, "teacher")
         self.projections = self._projections(seed)
 
     @property
@@ -55,104 +77,137 @@ class Objective(nn.Module):
         """The signals that one student forward must give, besides its outputs."""
         return self._request(side=0)
 
+    def mask(self, bound: Bound, batch: Batch) -> Tensor:
+        """Which positions of a term count in a batch."""
+        return self.task.term_mask(batch, bound.term.kind, bound.ours.name)
+
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Positions of each term that count in a batch."""
-        return {name: self.task.term_mask(batch, term.kind).sum().double() for name, term in self.terms.items()}
+        return {name: self.mask(bound, batch).sum().double() for name, bound in self.terms.items()}
 
     def sums(self, outputs: Any, student: Signal, teacher: Signal, batch: Batch) -> dict[str, Tensor]:
         """Sum of each term over a batch's positions, layers averaged; float32 scalars."""
-        return {
-            name: self._sum(name, term, outputs, student, teacher, batch, self.task.term_mask(batch, term.kind))
-            for name, term in self.terms.items()
-        }
+        return {name: self._sum(name, bound, outputs, student, teacher, batch) for name, bound in self.terms.items()}
 
     def total(self, sums: Mapping[str, Tensor], counts: Mapping[str, float]) -> Tensor:
         """The part of the step's loss that a micro-batch's sums make up."""
-        parts = [sums[name] * (term.weight / max(counts[name], 1.0)) for name, term in self.terms.items()]
+        parts = [sums[name] * (bound.weight / max(counts[name], 1.0)) for name, bound in self.terms.items()]
         return torch.stack(parts).sum()
 
-    def _sum(
-        self,
-        name: str,
-        term: AnyTerm,
-        outputs: Any,
-        student: Signal,
-        teacher: Signal,
-        batch: Batch,
-        mask: Tensor,
-    ) -> Tensor:
+    def _sum(self, name: str, bound: Bound, outputs: Any, student: Signal, teacher: Signal, batch: Batch) -> Tensor:
+        term = bound.term
         if isinstance(term, LabelsTerm):
             return self.task.label_loss(outputs, batch)
+        mask = self.mask(bound, batch)
         if isinstance(term, LogitsTerm):
             form = self.task.distribution
             loss = LOSSES["logits"]["mse" if form == "value" else term.distance]
-            ours, softmax = self.task.logits(outputs), form == "softmax"
+            ours, softmax = self.task.logits(outputs, batch), form == "softmax"
             sums = [
                 loss(ours[head], teacher.logits[head], mask, temperature=term.temperature, softmax=softmax)
                 for head in ours
             ]
             return torch.stack(sums).mean()
+        assert bound.theirs is not None
+        places = [((bound.ours.name, s), (bound.theirs.name, t)) for s, t in bound.pairs]
+        if isinstance(term, HiddenTerm):
+            loss = LOSSES["hidden"][term.distance]
+            sums = [loss(self._project(name, s, student.hidden[s]), teacher.hidden[t], mask) for s, t in places]
+            return torch.stack(sums).mean()
+        pairs = _pairs(mask, bound, batch)
         if isinstance(term, RelationTerm):
             loss = LOSSES["relation"]["kl"]
             sums = [
-                loss(getattr(student, kind)[s], getattr(teacher, kind)[t], mask, heads=term.heads)
-                for s, t in self._pairs(term)
+                loss(getattr(student, kind)[s], getattr(teacher, kind)[t], pairs, heads=term.heads)
+                for s, t in places
                 for kind in term.of
             ]
             return torch.stack(sums).mean()
-        loss = LOSSES[term.kind][term.distance]
-        if isinstance(term, AttentionTerm):
-            heads = self.student_config.num_attention_heads
-            sums = [
-                loss(
-                    attention_scores(student.query[s], student.key[s], heads),
-                    attention_scores(teacher.query[t], teacher.key[t], heads),
-                    mask,
-                )
-                for s, t in self._pairs(term)
-            ]
-            return torch.stack(sums).mean()
-        sums = [loss(self._project(name, s, student.hidden[s]), teacher.hidden[t], mask) for s, t in self._pairs(term)]
+        assert isinstance(term, AttentionTerm) and self.teacher_config is not None
+        loss = LOSSES["attention"][term.distance]
+        sums = [
+            loss(
+                _scores(term, bound.ours, self.student_config, student, s),
+                _scores(term, bound.theirs, self.teacher_config, teacher, t),
+                pairs,
+            )
+            for s, t in places
+        ]
         return torch.stack(sums).mean()
 
-    def _project(self, name: str, layer: int, hidden: Tensor) -> Tensor:
-        key = f"{name}_{layer}"
+    def _project(self, name: str, place: Place, hidden: Tensor) -> Tensor:
+        key = _key(name, place[1])
         return self.projections[key](hidden.float()) if key in self.projections else hidden
 
-    def _pairs(self, term: AnyTerm) -> list[tuple[int, int]]:
-        return self.pairs[-1:] if isinstance(term, RelationTerm) and term.layers == "last" else self.pairs
+    def _bound(self, name: str, term: AnyTerm, supervise: Mapping[str, Sequence[int]]) -> dict[str, Bound]:
+        """The term, once for each stack that it is about."""
+        stacks = {stack.name: stack for stack in family_of(self.student_config).stacks}
+        if not isinstance(term, LayerTerm):
+            return {name: Bound(term, term.weight, [*stacks.values()][-1])}
+        assert self.teacher_config is not None
+        theirs = {stack.name: stack for stack in family_of(self.teacher_config).stacks}
+        cross = isinstance(term, AttentionTerm) and term.of == "cross"
+        chosen: Sequence[str] = term.stacks or (["decoder"] if cross else [*stacks])
+        bound = {}
+        for stack in chosen:
+            if stack not in stacks or stack not in theirs:
+                who = "student" if stack not in stacks else "teacher"
+                raise SignalMissing(
+                    term=name, reason=f"the {who} has no {stack}", fix=f"its stacks: {', '.join(stacks)}"
+                )
+            pairs = tuple(enumerate(supervise.get(stack, ())))
+            if isinstance(term, RelationTerm) and term.layers == "last":
+                pairs = pairs[-1:]
+            label = name if len(chosen) == 1 else f"{name}.{stack}"
+            bound[label] = Bound(term, term.weight / len(chosen), stacks[stack], theirs[stack], pairs)
+        return bound
 
     def _request(self, side: int) -> Request:
         request = Request()
-        for term in self.terms.values():
-            layers = frozenset(pair[side] for pair in self._pairs(term))
+        for bound in self.terms.values():
+            term, stack = bound.term, (bound.ours, bound.theirs)[side]
             if isinstance(term, LogitsTerm):
                 request |= Request(logits=True)
-            elif isinstance(term, HiddenTerm):
-                request |= Request(hidden=layers)
-            elif isinstance(term, AttentionTerm):
-                request |= Request(query=layers, key=layers)
+            if not isinstance(term, LayerTerm):
+                continue
+            assert stack is not None
+            places = frozenset((stack.name, pair[side]) for pair in bound.pairs)
+            if isinstance(term, HiddenTerm):
+                request |= Request(hidden=places)
             elif isinstance(term, RelationTerm):
-                of: dict[str, Any] = dict.fromkeys(term.of, layers)
+                of: dict[str, Any] = dict.fromkeys(term.of, places)
                 request |= Request(**of)
+            elif term.of == "cross":
+                request |= Request(cross_query=places, cross_key=places)
+            else:
+                bias = frozenset({stack.name}) if stack.bias else frozenset[str]()
+                request |= Request(query=places, key=places, bias=bias)
         return request
 
-    def _check(self, name: str, term: AnyTerm) -> None:
-        if isinstance(term, LabelsTerm):
+    def _check(self, name: str, bound: Bound) -> None:
+        term, teacher = bound.term, self.teacher_config
+        if not isinstance(term, LayerTerm):
             return
-        teacher = self.teacher_config
-        if teacher is None:
-            raise SignalMissing(term=name, reason="there is no teacher here", fix="use a `labels` term")
-        ours = self.student_config
-        if isinstance(term, AttentionTerm) and ours.num_attention_heads != teacher.num_attention_heads:
-            raise SignalMissing(
-                term=name,
-                reason=f"the student has {ours.num_attention_heads} attention heads, "
-                f"the teacher {teacher.num_attention_heads}",
-                fix="use a `relation` term, which cuts both into the same number of heads",
-            )
+        assert bound.theirs is not None and teacher is not None
+        sides = (("student", bound.ours, self.student_config), ("teacher", bound.theirs, teacher))
+        if isinstance(term, AttentionTerm):
+            for who, stack, config in sides:
+                if stack.scores == "none":
+                    raise SignalMissing(
+                        term=name,
+                        reason=f"the {who}, a {config.model_type}, has scores that queries and keys alone do not give",
+                        fix="use a `hidden` or `relation` term instead",
+                    )
+            ours, theirs = (stack.head_count(config) for _, stack, config in sides)
+            if ours != theirs:
+                raise SignalMissing(
+                    term=name,
+                    reason=f"the student has {ours} attention heads, the teacher {theirs}",
+                    fix="use a `relation` term, which cuts both into the same number of heads",
+                )
         if isinstance(term, RelationTerm):
-            for who, width in (("student", ours.hidden_size), ("teacher", teacher.hidden_size)):
+            for who, stack, config in sides:
+                width = stack.projection_width(config)
                 if width % term.heads:
                     raise SignalMissing(
                         term=name,
@@ -163,17 +218,39 @@ class Objective(nn.Module):
     def _projections(self, seed: int) -> nn.ModuleDict:
         """One linear map a layer where widths differ; used in training only, never saved in the student."""
         made = nn.ModuleDict()
-        if self.teacher_config is None or self.teacher_config.hidden_size == self.student_config.hidden_size:
-            return made
         with torch.random.fork_rng():
             torch.manual_seed(derived_seed(seed, "projections"))
-            for name, term in self.terms.items():
-                if isinstance(term, HiddenTerm) and term.distance != "gram":
-                    for layer, _ in self.pairs:
-                        made[f"{name}_{layer}"] = nn.Linear(
-                            self.student_config.hidden_size, self.teacher_config.hidden_size, bias=False
-                        )
+            for name, bound in self.terms.items():
+                if not isinstance(bound.term, HiddenTerm) or bound.term.distance == "gram":
+                    continue
+                assert bound.theirs is not None and self.teacher_config is not None
+                ours, theirs = bound.ours.width(self.student_config), bound.theirs.width(self.teacher_config)
+                if ours != theirs:
+                    for layer, _ in bound.pairs:
+                        made[_key(name, layer)] = nn.Linear(ours, theirs, bias=False)
         return made
+
+
+def _key(name: str, layer: int) -> str:
+    return f"{name.replace('.', '_')}_{layer}"
+
+
+def _scores(term: AttentionTerm, stack: Stack, config: PretrainedConfig, signal: Signal, place: Place) -> Tensor:
+    heads, scaled = stack.head_count(config), stack.scores == "scaled"
+    if term.of == "cross":
+        return attention_scores(signal.cross_query[place], signal.cross_key[place], heads, scaled)
+    return attention_scores(signal.query[place], signal.key[place], heads, scaled, signal.bias.get(stack.name))
+
+
+def _pairs(mask: Tensor, bound: Bound, batch: Batch) -> Tensor:
+    """Which key counts for which query [B, Q, K]: every real token of an encoder, none of a decoder's future."""
+    inputs = batch["attention_mask"].bool()
+    cross = isinstance(bound.term, AttentionTerm) and bound.term.of == "cross"
+    if bound.ours.cross is None or cross:
+        readable: Tensor = mask[:, :, None] & inputs[:, None, :]
+        return readable
+    past = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
+    return mask[:, :, None] & mask[:, None, :] & past
 
 
 def _names(terms: Sequence[AnyTerm]) -> list[str]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nlp_distill.errors import ModelFolderNotFound, VariantUnknown
-from nlp_distill.loading import load_model, load_ort, load_tokenizer, read_config
+from nlp_distill.errors import ModelFolderNotFound, ModelHasNoTask, VariantUnknown
+from nlp_distill.loading import has_head, load_model, load_ort, load_tokenizer, onnx_files, read_config
 from nlp_distill.rundir import RunDir
 from nlp_distill.sources import resolve
-from nlp_distill.task import load_task, task_names
+from nlp_distill.task import Task, load_task, task_names
 
-ONNX_FILES = {"student-onnx-int8": "model_quantized.onnx", "student-onnx-fp32": "model.onnx"}
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+PRECISIONS = {"student-onnx-int8": "int8", "student-onnx-fp32": "fp32"}
 
 
 def load_pipeline(path: str | Path, variant: str | None = None, threads: int | None = None) -> Any:
@@ -37,17 +40,13 @@ def load_pipeline(path: str | Path, variant: str | None = None, threads: int | N
     others = {name: other for name, other in others.items() if (other / "config.json").is_file()}
     if not (folder / "config.json").is_file() and variant not in others:
         raise ModelFolderNotFound(folder=path)
-    there = [name for name, file in ONNX_FILES.items() if (folder / "onnx" / file).is_file()]
+    there = [name for name, precision in PRECISIONS.items() if onnx_files(folder, precision)]
     names = [*there, "student", *others]
     variant = variant or names[0]
     if variant not in names:
         raise VariantUnknown(variant=variant, folder=path, known=", ".join(names))
     folder = others.get(variant, folder)
-    architecture = (read_config(folder).get("architectures") or [""])[0]
-    for task in map(load_task, task_names()):
-        if architecture.endswith(task.auto_class.removeprefix("AutoModel")):
-            return variant_pipeline(folder, task.auto_class, task.pipeline_task, ONNX_FILES.get(variant), threads)
-    raise ModelFolderNotFound(folder=path)
+    return variant_pipeline(folder, task_of(folder), PRECISIONS.get(variant), threads)
 
 
 def _recommended(run: RunDir) -> str | None:
@@ -57,18 +56,37 @@ def _recommended(run: RunDir) -> str | None:
     return name
 
 
-def variant_pipeline(
-    folder: Path, auto_class: str, pipeline_task: str, onnx_file: str | None, threads: int | None = None
-) -> Any:
-    """The pipeline of one variant: PyTorch, or ONNX Runtime through Optimum when `onnx_file` is given."""
-    tokenizer = load_tokenizer(folder)
-    limits = {"truncation": True, "max_length": tokenizer.model_max_length}
-    if onnx_file is None:
-        import transformers
+def task_of(folder: Path) -> Task:
+    """The task that a model folder was made for: `student.json` says it, else the architecture does.
 
-        model = load_model(folder, auto_class)
-        return transformers.pipeline(pipeline_task, model=model, tokenizer=tokenizer, device="cpu", **limits)
-    ort = load_ort(folder, auto_class, onnx_file, threads)
+    Raises `ModelFolderNotFound`.
+    """
+    for said in (folder / "student.json", folder / "teacher.json"):
+        made = json.loads(said.read_text(encoding="utf-8")).get("task") if said.is_file() else None
+        if made and made["name"] in task_names():
+            return load_task(made["name"], made["options"])
+    architecture = (read_config(folder).get("architectures") or [""])[0]
+    for task in map(load_task, task_names()):
+        if has_head(folder, task.auto_class):
+            return task
+    raise ModelHasNoTask(folder=folder, architecture=architecture or "unnamed", known=", ".join(task_names()))
+
+
+def variant_pipeline(folder: Path, task: Task, precision: str | None, threads: int | None = None) -> Any:
+    """The pipeline of one variant: PyTorch, or ONNX Runtime through Optimum when `precision` is given."""
+    tokenizer = load_tokenizer(folder)
+    if precision is None:
+        return model_pipeline(task, load_model(folder, task.auto_class), tokenizer)
+    ort = load_ort(folder, task.auto_class, precision, threads)
     from optimum.pipelines import pipeline
 
-    return pipeline(pipeline_task, model=ort, tokenizer=tokenizer, accelerator="ort", **limits)
+    settings = task.pipeline_settings(tokenizer)
+    return pipeline(task.pipeline_task, model=ort, tokenizer=tokenizer, accelerator="ort", **settings)
+
+
+def model_pipeline(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """The task's pipeline around a model in memory, on the model's device."""
+    import transformers
+
+    settings = task.pipeline_settings(tokenizer)
+    return transformers.pipeline(task.pipeline_task, model=model, tokenizer=tokenizer, device=model.device, **settings)

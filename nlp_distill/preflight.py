@@ -6,37 +6,38 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from nlp_distill.errors import NotYet, StudentTooDeep, TokenizerMismatch
+from nlp_distill.errors import NotYet, TokenizerMismatch
 from nlp_distill.exports.onnx import check_exportable
 from nlp_distill.families import family_of
-from nlp_distill.layers import layer_map
+from nlp_distill.layers import stack_maps
 from nlp_distill.loading import load_config, load_tokenizer
 from nlp_distill.objective import Objective
-from nlp_distill.recipe import Phase, Recipe
+from nlp_distill.recipe import LayerTerm, Phase, Recipe
 from nlp_distill.sources import Source, resolve
-from nlp_distill.student import shaped_config
+from nlp_distill.student import cut_config, cut_depths, shaped_config
 from nlp_distill.task import Task
 from nlp_distill.teacher import plan
-
-LAYERED = ("hidden", "attention", "relation")
 
 
 @dataclass
 class Feasible:
-    """What a recipe will do, as far as configs tell."""
+    """What a recipe will do, as far as configs tell. Maps are by stack."""
 
     tries: int
     teacher: PretrainedConfig
     student: PretrainedConfig
-    copy_map: list[int] | None
-    supervise: list[list[int]]
+    copy_map: dict[str, list[int]] | None
+    supervise: list[dict[str, list[int]]]
 
 
-def supervise_map(phase: Phase, teacher: PretrainedConfig, student: PretrainedConfig) -> list[int]:
-    """Teacher layer of each student layer; empty when no term of the phase reads layers."""
-    if not any(term.kind in LAYERED for term in phase.losses):
-        return []
-    return layer_map(phase.supervise, teacher.num_hidden_layers, student.num_hidden_layers)
+def supervise_map(phase: Phase, teacher: PretrainedConfig, student: PretrainedConfig) -> dict[str, list[int]]:
+    """Teacher layer of each student layer, by stack; empty when no term of the phase reads layers."""
+    terms = [term for term in phase.losses if isinstance(term, LayerTerm)]
+    if not terms:
+        return {}
+    theirs = {stack.name: stack.count(teacher) for stack in family_of(teacher).stacks}
+    ours = {stack.name: stack.count(student) for stack in family_of(student).stacks}
+    return stack_maps(phase.supervise, {name: (theirs[name], ours[name]) for name in ours if name in theirs})
 
 
 def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
@@ -46,13 +47,10 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
     family_of(teacher, source.reference)
     copied = None
     chosen = recipe.student
-    if chosen.layers is not None:
-        depth = teacher.num_hidden_layers
-        if chosen.layers > depth:
-            raise StudentTooDeep(layers=chosen.layers, teacher_layers=depth, reference=source.reference)
-        copied = layer_map(chosen.init, depth, chosen.layers)
-        student = load_config(source.folder, **task.config_settings())
-        student.num_hidden_layers = chosen.layers
+    if chosen.cut:
+        depths = cut_depths(teacher, chosen, source.reference)
+        copied = stack_maps(chosen.init, depths)
+        student = cut_config(teacher, depths)
     elif chosen.config is not None:
         student = shaped_config(teacher, chosen.config)
     else:
@@ -62,8 +60,8 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
         Objective(phase.losses, task, student, teacher, layers)
     if len({export.format for export in recipe.export}) < len(recipe.export):
         raise NotYet(what="More than one export in a format", instead="give one entry for each format")
-    for export in recipe.export:
-        check_exportable(source, task.pipeline_task, export)
+    if recipe.export:
+        check_exportable(source, task.pipeline_task)
     return Feasible(tries, teacher, student, copied, supervise)
 
 

@@ -14,22 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 LayerPolicy = Literal["alternate", "first", "last", "first_last", "distilbert"]
 LayerMap = LayerPolicy | list[Annotated[int, Field(ge=0)]]
+StackName = Literal["encoder", "decoder"]
+LayerMaps = LayerMap | dict[StackName, LayerMap]
+"""One policy for every stack, or one for each."""
 
 
 class Settings(BaseModel):
     """Base of every part: unknown keys are errors, values are fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-class Columns(Settings):
-    """Names of the columns to use; guessed, and shown before training, where not given."""
-
-    text: str | None = Field(None, description="Column with the text, or the first text of a pair.")
-    text_pair: str | None = Field(None, description="Column with the second text of a pair.")
-    label: str | list[str] | None = Field(
-        None, description="Column with the label; several 0/1 columns make a multi-label task."
-    )
 
 
 class Data(Settings):
@@ -45,7 +38,11 @@ class Data(Settings):
     files: str | dict[Literal["train", "validation", "test"], str] | None = Field(
         None, description="A folder or a file for each split, read instead of the Hub's copy of `dataset`."
     )
-    columns: Columns = Field(Columns(), description="Which columns to use.")
+    columns: dict[str, str | list[str]] = Field(
+        {},
+        description="Role → column; roles that are not given are guessed, and shown before training. Classification: "
+        "`text`, `text_pair`, `label` (several 0/1 columns make a multi-label task); other tasks: docs/tasks.md.",
+    )
     label_names: list[str] | None = Field(
         None, description="Names of the labels, in the order of their ids.", min_length=1
     )
@@ -117,7 +114,7 @@ class Teacher(Settings):
 class Shape(Settings):
     """A student of another shape than its teacher, trained from random weights through projected terms."""
 
-    layers: int = Field(ge=1, description="Number of layers.")
+    layers: int = Field(ge=1, description="Number of layers, in each stack.")
     hidden_size: int | None = Field(None, ge=1, description="Width; unset: the teacher's.")
     attention_heads: int | None = Field(None, ge=1, description="Heads; unset: the teacher's.")
     intermediate_size: int | None = Field(
@@ -136,17 +133,40 @@ class Shape(Settings):
 class Student(Settings):
     """The small model: cut from the teacher, another checkpoint, or a new shape."""
 
-    layers: int | None = Field(None, ge=1, description="Cut: keep this many of the teacher's layers.")
-    init: LayerMap = Field("alternate", description="Cut: which teacher layers initialise the student (the copy map).")
+    layers: int | None = Field(None, ge=1, description="Cut: keep this many of the teacher's layers, in each stack.")
+    encoder_layers: int | None = Field(None, ge=1, description="Cut: keep this many of the encoder's layers.")
+    decoder_layers: int | None = Field(
+        None, ge=1, description="Cut: keep this many of the decoder's layers; a stack that is not named keeps all."
+    )
+    init: LayerMaps = Field(
+        "alternate",
+        description="Cut: which teacher layers initialise the student (the copy map); "
+        "`{encoder: …, decoder: …}` for each stack.",
+    )
     model: str | None = Field(None, description="Start from this checkpoint instead (an earlier run's `model/` too).")
     config: Shape | None = Field(None, description="Start from random weights in this shape instead.")
 
     @model_validator(mode="after")
     def _one_of(self) -> Student:
         given = [name for name in ("layers", "model", "config") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of `layers`, `model`, `config` (given: {', '.join(given) or 'none'})")
+        by_stack = self.encoder_layers is not None or self.decoder_layers is not None
+        if len(given) + by_stack != 1:
+            named = ", ".join([*given, *(["encoder_layers/decoder_layers"] if by_stack else [])])
+            raise ValueError(
+                "give exactly one of `layers`, `encoder_layers` and `decoder_layers`, `model`, `config` "
+                f"(given: {named or 'none'})"
+            )
         return self
+
+    @property
+    def cut(self) -> bool:
+        """Whether the student is cut from its teacher."""
+        return self.model is None and self.config is None
+
+    def layers_of(self, stack: str, depth: int) -> int:
+        """How many of a stack's `depth` layers a cut keeps."""
+        chosen = self.layers or (self.encoder_layers if stack == "encoder" else self.decoder_layers)
+        return chosen or depth
 
 
 class Term(Settings):
@@ -171,21 +191,32 @@ class LabelsTerm(Term):
     kind: Literal["labels"] = "labels"
 
 
-class HiddenTerm(Term):
+class LayerTerm(Term):
+    """A term about the supervised layers."""
+
+    stacks: list[StackName] | None = Field(
+        None, min_length=1, description="Of a seq2seq model: which stacks; unset: all that the model has."
+    )
+
+
+class HiddenTerm(LayerTerm):
     """Outputs of the supervised layers (FitNets, TinyBERT; `gram`: similarity of tokens)."""
 
     kind: Literal["hidden"] = "hidden"
     distance: Literal["mse", "cosine", "gram"] = Field("mse", description="Distance of the layer outputs.")
 
 
-class AttentionTerm(Term):
+class AttentionTerm(LayerTerm):
     """Attention scores of the supervised layers, before (`mse`) or after (`kl`) the softmax (TinyBERT)."""
 
     kind: Literal["attention"] = "attention"
     distance: Literal["mse", "kl"] = Field("mse", description="Distance of the attention scores.")
+    of: Literal["self", "cross"] = Field(
+        "self", description="`cross`: the decoder's attention to the encoder, instead of each stack's to itself."
+    )
 
 
-class RelationTerm(Term):
+class RelationTerm(LayerTerm):
     """Query, key and value relations (MiniLM, MiniLMv2)."""
 
     kind: Literal["relation"] = "relation"
@@ -206,8 +237,10 @@ class Phase(Training):
     losses: list[AnyTerm] = Field(
         [LogitsTerm(), HiddenTerm(), AttentionTerm()], description="The weighted terms.", min_length=1
     )
-    supervise: LayerMap = Field(
-        "alternate", description="Which teacher layer each student layer imitates (the supervise map)."
+    supervise: LayerMaps = Field(
+        "alternate",
+        description="Which teacher layer each student layer imitates (the supervise map); "
+        "`{encoder: …, decoder: …}` for each stack.",
     )
 
 
@@ -251,6 +284,7 @@ class Recipe(Settings):
 
     version: Literal[1] = Field(1, description="Version of the recipe format.")
     tasks: list[str] = Field(description="Task adapters; the short form is `task: classification`.", min_length=1)
+    options: dict[str, Any] = Field({}, description="The task's own settings; each task's are in docs/tasks.md.")
     data: Data = Field(description="The rows.")
     teachers: list[Teacher] = Field(description="Teachers; the short form is `teacher: {…}`.", min_length=1)
     student: Student = Field(description="The student.")

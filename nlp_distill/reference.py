@@ -9,7 +9,7 @@ from typing import Any
 from nlp_distill.recipe import Recipe
 from nlp_distill.recipe_file import shipped_recipes
 
-ORDER = ("Recipe", "Data", "Columns", "Teacher", "Finetune", "Lora", "Student", "Shape", "Distill", "Phase")
+ORDER = ("Recipe", "Data", "Teacher", "Finetune", "Lora", "Student", "Shape", "Distill", "Phase")
 TERMS = ("LogitsTerm", "LabelsTerm", "HiddenTerm", "AttentionTerm", "RelationTerm")
 LAST = ("Export", "Budget")
 

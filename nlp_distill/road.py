@@ -48,7 +48,7 @@ class Road:
 
     def __init__(self, recipe: Recipe, rundir: RunDir, notify: Notify, stop: Callable[[], bool]) -> None:
         self.recipe, self.rundir, self.stop = recipe, rundir, stop
-        self.task = load_task(recipe.task)
+        self.task = load_task(recipe.task, recipe.options)
         self.accelerator = _accelerator(recipe, rundir)
         self.main: bool = self.accelerator.is_main_process
         self.notify: Notify = notify if self.main else lambda kind, **fields: None

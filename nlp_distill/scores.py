@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,8 +24,8 @@ def predict(
     rows: Dataset,
     batch_size: int = 1,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> NDArray[np.float32]:
-    """Raw outputs [rows, labels] in row order.
+) -> Array:
+    """Raw outputs in row order: an array whose first axis is the row.
 
     With `batch_size` above 1 rows are given sorted by length, which only saves padding. Keep 1 for dynamic int8:
     its answers depend on the rest of the batch, and the number that is reported must be the user's.
@@ -35,14 +36,28 @@ def predict(
     shown = time.monotonic()
     for start in range(0, len(inputs), batch_size):
         numbers = list(order[start : start + batch_size])
-        batch = [inputs[i] for i in numbers]
-        outputs = pipe(batch, batch_size=batch_size, top_k=None, function_to_apply="none")
+        outputs = task.answers(pipe, [inputs[i] for i in numbers], batch_size)
         answers.update(zip(numbers, outputs, strict=True))
         if time.monotonic() - shown > CHUNK_SECONDS:
             shown = time.monotonic()
             on_progress(len(answers), len(inputs))
     on_progress(len(inputs), len(inputs))
     return task.raw_outputs([answers[i] for i in range(len(inputs))])
+
+
+def raw_lines(raw: Array) -> str:
+    """Raw outputs as JSON lines, one a row; numbers are written so that they are read back exactly."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in raw.tolist())
+
+
+def read_raw(text: str) -> Array:
+    """What `raw_lines` wrote."""
+    rows = [json.loads(line) for line in text.splitlines()]
+    if rows and isinstance(rows[0], list):
+        return np.array(rows, dtype=np.float32)
+    raw = np.empty(len(rows), dtype=object)
+    raw[:] = rows
+    return raw
 
 
 def interval(task: Task, raw: Array, rows: Dataset, seed: int = 0) -> list[float]:
@@ -57,12 +72,12 @@ def paired_interval(task: Task, raw: Array, other: Array, rows: Dataset, seed: i
 
 def _resampled(task: Task, raws: list[Array], rows: Dataset, seed: int) -> list[list[float]]:
     generator = np.random.default_rng(seed)
-    references = task.references(rows)
+    found = [task.statistics(raw, rows) for raw in raws]
     scores = []
     for _ in range(RESAMPLES):
         sample = generator.integers(0, len(rows), len(rows))
-        against = {name: values[sample] for name, values in references.items()}
-        scores.append([task.score_arrays(raw[sample], against)[task.primary_metric] for raw in raws])
+        resampled = [{name: values[sample] for name, values in statistics.items()} for statistics in found]
+        scores.append([task.score_statistics(statistics)[task.primary_metric] for statistics in resampled])
     return scores
 
 

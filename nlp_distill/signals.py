@@ -8,50 +8,68 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from nlp_distill.errors import SignalMissing
-from nlp_distill.families import Family, family_of
+from nlp_distill.families import Place, Stack, family_of
 from nlp_distill.task import Batch, Task
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids", "decoder_attention_mask")
+"""What a model's forward takes of a batch."""
+
+Places = frozenset[Place]
+NOWHERE: Places = frozenset()
 
 
 @dataclass(frozen=True)
 class Request:
-    """Which signals to read, by layer: an objective asks for just those that its terms need."""
+    """Which signals to read, by place: an objective asks for just those that its terms need.
+
+    `cross_query` and `cross_key` are those of the decoder's attention to the encoder; `bias`: stacks whose
+    position bias is added to the scores.
+    """
 
     logits: bool = False
-    hidden: frozenset[int] = frozenset()
-    query: frozenset[int] = frozenset()
-    key: frozenset[int] = frozenset()
-    value: frozenset[int] = frozenset()
+    hidden: Places = NOWHERE
+    query: Places = NOWHERE
+    key: Places = NOWHERE
+    value: Places = NOWHERE
+    cross_query: Places = NOWHERE
+    cross_key: Places = NOWHERE
+    bias: frozenset[str] = frozenset()
 
     def __or__(self, other: Request) -> Request:
-        return Request(
-            self.logits or other.logits,
-            self.hidden | other.hidden,
-            self.query | other.query,
-            self.key | other.key,
-            self.value | other.value,
-        )
+        joined: dict[str, Any] = {f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)}
+        return Request(**joined)
 
     def __bool__(self) -> bool:
-        return self.logits or bool(self.hidden or self.query or self.key or self.value)
+        return any(getattr(self, f.name) for f in fields(self))
+
+
+LAYERED = ("hidden", "query", "key", "value", "cross_query", "cross_key")
 
 
 @dataclass
 class Signal:
-    """What one forward gave. `logits`: name → [B, C]; the others: layer → [B, S, H] (queries … before heads)."""
+    """What one forward gave.
+
+    `logits`: name → [B, C] or [B, T, C]; `bias`: stack → [Q, K, heads]; the others: place → [B, S, H] (queries
+    and keys before they are cut into heads).
+    """
 
     logits: dict[str, Tensor] = field(default_factory=dict)
-    hidden: dict[int, Tensor] = field(default_factory=dict)
-    query: dict[int, Tensor] = field(default_factory=dict)
-    key: dict[int, Tensor] = field(default_factory=dict)
-    value: dict[int, Tensor] = field(default_factory=dict)
+    hidden: dict[Place, Tensor] = field(default_factory=dict)
+    query: dict[Place, Tensor] = field(default_factory=dict)
+    key: dict[Place, Tensor] = field(default_factory=dict)
+    value: dict[Place, Tensor] = field(default_factory=dict)
+    cross_query: dict[Place, Tensor] = field(default_factory=dict)
+    cross_key: dict[Place, Tensor] = field(default_factory=dict)
+    bias: dict[str, Tensor] = field(default_factory=dict)
 
 
 class TeacherSource(Protocol):
@@ -64,66 +82,98 @@ class TeacherSource(Protocol):
 
 def model_inputs(batch: Batch) -> dict[str, Tensor]:
     """The part of a batch that a model's forward takes."""
-    return {name: value for name, value in batch.items() if name not in ("labels", "example_id")}
+    return {name: batch[name] for name in INPUTS if name in batch}
 
 
 @contextmanager
 def capture(model: PreTrainedModel, request: Request) -> Iterator[Signal]:
     """Hook the modules that the request names; the signal fills during the forward inside the block."""
-    family, signal, handles = family_of(model.config), Signal(), []
+    signal, handles = Signal(), []
     try:
-        for kind in ("hidden", "query", "key", "value"):
-            for layer in sorted(getattr(request, kind)):
-                store: dict[int, Tensor] = getattr(signal, kind)
-                handles.append(_hook(_module(family, family.blocks(model)[layer], kind), store, layer))
+        for stack in family_of(model.config).stacks:
+            for kind in LAYERED:
+                wanted = sorted(layer for name, layer in getattr(request, kind) if name == stack.name)
+                if not wanted:
+                    continue
+                blocks, store = stack.blocks(model), getattr(signal, kind)
+                if stack.shared:
+                    handles.append(_count_hook(_module(stack, blocks[0], kind), store, stack.name, wanted))
+                    continue
+                for layer in wanted:
+                    handles.append(_hook(_module(stack, blocks[layer], kind), store, (stack.name, layer)))
+            if stack.name in request.bias and stack.bias is not None:
+                handles.append(_hook(model.base_model.get_submodule(stack.bias), signal.bias, stack.name))
         yield signal
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _module(family: Family, block: nn.Module, kind: str) -> nn.Module:
-    return block if kind == "hidden" else block.get_submodule(getattr(family, kind))
+def _module(stack: Stack, block: nn.Module, kind: str) -> nn.Module:
+    if kind == "hidden":
+        return block
+    if kind.startswith("cross_"):
+        assert stack.cross is not None
+        return block.get_submodule(stack.cross[("cross_query", "cross_key").index(kind)])
+    return block.get_submodule(getattr(stack, kind))
 
 
-def _hook(module: nn.Module, store: dict[int, Tensor], layer: int) -> Any:
+def _hook(module: nn.Module, store: dict[Any, Tensor], key: Any) -> Any:
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        store[layer] = output[0] if isinstance(output, tuple) else output
+        store[key] = output[0] if isinstance(output, tuple) else output
 
     return module.register_forward_hook(keep)
 
 
-def check_request(model: PreTrainedModel, request: Request, who: str) -> None:
-    """Refuse, before any training, what the model cannot give. Raises `SignalMissing`."""
-    family = family_of(model.config)
-    layers = model.config.num_hidden_layers
-    for kind in ("hidden", "query", "key", "value"):
-        outside = [layer for layer in getattr(request, kind) if not 0 <= layer < layers]
-        if outside:
-            raise SignalMissing(
-                term=kind,
-                reason=f"the {who} has no layer {outside[0]}",
-                fix=f"layers count from 0 to {layers - 1}",
-            )
-    if (request.query or request.key) and not family.attention_scores:
-        raise SignalMissing(
-            term="attention",
-            reason=f"{model.config.model_type} does not compute its scores from queries and keys alone",
-            fix="use a `hidden` term instead",
-        )
+def _count_hook(module: nn.Module, store: dict[Place, Tensor], stack: str, wanted: list[int]) -> Any:
+    """Of a shared block: its n-th application in a forward is layer n."""
+    calls = 0
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        nonlocal calls
+        if calls in wanted:
+            store[stack, calls] = output[0] if isinstance(output, tuple) else output
+        calls += 1
+
+    return module.register_forward_hook(keep)
+
+
+def check_request(config: PretrainedConfig, request: Request, who: str) -> None:
+    """Refuse, before any training, what a model of this config cannot give. Raises `SignalMissing`."""
+    stacks = {stack.name: stack for stack in family_of(config).stacks}
+    for kind in LAYERED:
+        for name, layer in sorted(getattr(request, kind)):
+            if name not in stacks:
+                raise SignalMissing(
+                    term=kind, reason=f"the {who} has no {name}", fix=f"its stacks: {', '.join(stacks)}"
+                )
+            layers = stacks[name].count(config)
+            if not 0 <= layer < layers:
+                raise SignalMissing(
+                    term=kind,
+                    reason=f"the {who} has no layer {layer}",
+                    fix=f"layers count from 0 to {layers - 1}",
+                )
+            if kind.startswith("cross_") and stacks[name].cross is None:
+                raise SignalMissing(
+                    term="attention",
+                    reason=f"the {who}'s {name} has no attention to another stack",
+                    fix="`of: cross` is for the decoder of a seq2seq model",
+                )
 
 
 class LiveTeacher:
     """Signals from a teacher that runs beside the student."""
 
     def __init__(self, model: PreTrainedModel, task: Task, request: Request, autocast: torch.dtype | None) -> None:
-        check_request(model, request, "teacher")
+        check_request(model.config, request, "teacher")
         self.model, self.task, self.request, self.autocast = model.eval(), task, request, autocast
         model.requires_grad_(False)
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> Signal:
         """Signals of the batch's examples, without gradients."""
+        batch = batch.get("teacher", batch)
         device = batch["input_ids"].device.type
         with (
             torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
@@ -131,5 +181,5 @@ class LiveTeacher:
         ):
             outputs = self.model(**model_inputs(batch))
         if self.request.logits:
-            signal.logits = self.task.logits(outputs)
+            signal.logits = self.task.logits(outputs, batch)
         return signal

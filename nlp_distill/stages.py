@@ -26,7 +26,7 @@ from nlp_distill.recipe import LabelsTerm, Phase, Recipe
 from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, sha256_json, write_json, write_text
-from nlp_distill.signals import LiveTeacher
+from nlp_distill.signals import LiveTeacher, model_inputs
 from nlp_distill.sources import resolve
 from nlp_distill.stage_keys import UPSTREAM, StageKeys
 from nlp_distill.student import Built, cut_student, shaped_student
@@ -165,6 +165,7 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
     return {
         "data": {
             "task": recipe["tasks"],
+            "options": road.task.options.model_dump(mode="json"),
             "data": recipe["data"],
             "sha256": road.slices.sha256,
             "labels": road.task.label_names,
@@ -207,7 +208,8 @@ def _teacher_stage(road: Road) -> Made:
         identity=sha256_json([stage_settings(road)[stage] for stage in ("data", "teacher")]),
     )
     how = {"name": road.source.name, "revision": road.source.revision, **prepared.how}
-    return _publish(road, road.rundir.teacher, prepared.model, {"teacher.json": how}), {"how": how}
+    documents = {"teacher.json": {**how, "task": _task(road)}}
+    return _publish(road, road.rundir.teacher, prepared.model, documents), {"how": how}
 
 
 def _settle_precision(road: Road) -> None:
@@ -220,8 +222,8 @@ def _settle_precision(road: Road) -> None:
             model = load_model(road.source.folder, task.auto_class, **task.config_settings())
             model.to(road.accelerator.device)
             typical = rows.lengths.argsort()[len(rows.lengths) // 2 :][:32]
-            batch = task.collate(road.tokenizer)(rows.take(typical))
-            settled = probe(model, {name: value.to(road.accelerator.device) for name, value in batch.items()})
+            batch = task.collate(road.tokenizer, model.config)(rows.take(typical, seed=0))
+            settled = probe(model, {name: v.to(road.accelerator.device) for name, v in model_inputs(batch).items()})
         road.rundir.update_manifest(precision={"asked": asked, **settled})
         road.notify("precision", **settled)
     road.accelerator.wait_for_everyone()
@@ -233,17 +235,22 @@ def _student_stage(road: Road) -> Made:
         return [], {}
     teacher = load_model(road.rundir.teacher, task.auto_class)
     student = recipe.student
-    if student.layers is not None:
-        built = cut_student(teacher, student.layers, student.init, task.auto_class, road.source.reference)
+    if student.cut:
+        built = cut_student(teacher, student, task.auto_class, road.source.reference)
     elif student.config is not None:
         built = shaped_student(teacher, student.config, task.auto_class, recipe.seed)
     else:
         other = resolve(str(student.model))
         model = load_model(other.folder, task.auto_class, seed=recipe.seed, **task.config_settings())
         built = Built(model, {"kind": "checkpoint", "name": other.name, "sha256": other.sha256})
-    return _publish(road, road.rundir.student, built.model, {"student.json": built.description()}), {
-        "origin": built.origin
-    }
+    return _publish(
+        road, road.rundir.student, built.model, {"student.json": {**built.description(), "task": _task(road)}}
+    ), {"origin": built.origin}
+
+
+def _task(road: Road) -> dict[str, Any]:
+    """What a pipeline of the model must know of its task."""
+    return {"name": road.task.name, "options": road.task.options.model_dump(mode="json")}
 
 
 def _distill_stage(road: Road) -> Made:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nlp_distill.data import read_splits
 from nlp_distill.errors import FileExists
-from nlp_distill.recipe import Columns, Data
+from nlp_distill.recipe import Data
 from nlp_distill.recipe_file import find_recipe, load_recipe, parse_recipe
 from nlp_distill.rundir import write_text
 from nlp_distill.task import load_task, task_names
@@ -51,7 +52,7 @@ def copy_recipe(name: str, target: Path, data: str | None, teacher: str | None) 
         return [f"{target}: a copy of {name}", *hints, f"Next: nlp-distill run {target}"]
     spec = Data(dataset=data or "sample:sst2")
     rows = read_splits(spec)["train"]
-    columns = load_task(name).columns(rows, Columns())
+    columns = load_task(name).columns(rows, {})
     text = TEMPLATE.format(
         title=f"Distil a model for {data}" if data else f"A first {name} recipe",
         file=target,
@@ -62,7 +63,7 @@ def copy_recipe(name: str, target: Path, data: str | None, teacher: str | None) 
     )
     parse_recipe(text.encode(), str(target))
     write_text(target, text)
-    guessed = ", ".join(f"{role}: {value}" for role, value in columns.model_dump(exclude_none=True).items())
+    guessed = ", ".join(f"{role}: {value}" for role, value in columns.items())
     return [
         f"{target}: {len(rows):,} rows, columns guessed ({guessed}); edit them if they are wrong",
         f"Next: nlp-distill run {target}",
@@ -73,6 +74,9 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _inline(columns: Columns) -> str:
-    given = columns.model_dump(exclude_none=True)
-    return "{" + ", ".join(f"{role}: {_quoted(str(value))}" for role, value in given.items()) + "}"
+def _inline(columns: dict[str, Any]) -> str:
+    return "{" + ", ".join(f"{role}: {_shown(value)}" for role, value in columns.items()) + "}"
+
+
+def _shown(value: Any) -> str:
+    return f"[{', '.join(map(_quoted, value))}]" if isinstance(value, list) else _quoted(str(value))

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from nlp_distill.errors import StudentShapeInvalid, StudentTooDeep
+from nlp_distill.errors import LayerMapInvalid, StudentShapeInvalid, StudentTooDeep
 from nlp_distill.families import family_of
-from nlp_distill.layers import layer_map
+from nlp_distill.layers import stack_maps
 from nlp_distill.loading import new_model
-from nlp_distill.recipe import LayerMap, Shape
+from nlp_distill.recipe import Shape, Student
 
 
 @dataclass
@@ -28,52 +28,87 @@ class Built:
         return {"schema": 1, "origin": self.origin, "transforms": []}
 
 
-def cut_student(teacher: PreTrainedModel, layers: int, policy: LayerMap, auto_class: str, reference: str = "") -> Built:
-    """A student with `layers` of the teacher's blocks; embeddings, pooler and head are copied.
+def cut_depths(teacher: PretrainedConfig, chosen: Student, reference: str = "") -> dict[str, tuple[int, int]]:
+    """(teacher's layers, student's layers) of each stack. Raises `StudentTooDeep`, `UnknownFamily`."""
+    depths = {}
+    for stack in family_of(teacher, reference).stacks:
+        depth = stack.count(teacher)
+        layers = chosen.layers_of(stack.name, depth)
+        if layers > depth:
+            raise StudentTooDeep(layers=layers, teacher_layers=depth, reference=reference)
+        depths[stack.name] = (depth, layers)
+    if chosen.decoder_layers is not None and "decoder" not in depths:
+        raise LayerMapInvalid(policy="decoder_layers", reason="the teacher has no decoder", fix="use `layers`")
+    return depths
+
+
+def cut_config(teacher: PretrainedConfig, depths: dict[str, tuple[int, int]]) -> PretrainedConfig:
+    """The teacher's config with fewer layers."""
+    config = copy.deepcopy(teacher)
+    for stack in family_of(config).stacks:
+        stack.set_count(config, depths[stack.name][1])
+    return config
+
+
+def cut_student(teacher: PreTrainedModel, chosen: Student, auto_class: str, reference: str = "") -> Built:
+    """A student with some of the teacher's blocks; embeddings, pooler and head are copied.
 
     Raises `StudentTooDeep`, `LayerMapInvalid`, `UnknownFamily`.
     """
     family = family_of(teacher.config, reference)
-    depth = teacher.config.num_hidden_layers
-    if layers > depth:
-        raise StudentTooDeep(layers=layers, teacher_layers=depth, reference=reference)
-    copied = layer_map(policy, depth, layers)
-    config = copy.deepcopy(teacher.config)
-    config.num_hidden_layers = layers
-    student = new_model(config, auto_class, seed=0)
-    state = _cut_state(teacher.state_dict(), family.layer_prefix(teacher), copied)
+    depths = cut_depths(teacher.config, chosen, reference)
+    copied = stack_maps(chosen.init, depths)
+    student = new_model(cut_config(teacher.config, depths), auto_class, seed=0)
+    state = teacher.state_dict()
+    for stack in family.stacks:
+        if not stack.shared:
+            state = _cut_state(state, stack.prefix(teacher), copied[stack.name])
     student.load_state_dict(state, strict=True)
-    return Built(student, {"kind": "cut", "copy_map": copied, "teacher_layers": depth})
+    student.generation_config = copy.deepcopy(teacher.generation_config)
+    theirs = {name: depth for name, (depth, _) in depths.items()}
+    return Built(student, {"kind": "cut", "copy_map": copied, "teacher_layers": theirs})
 
 
 def _cut_state(state: dict[str, Tensor], prefix: str, copied: list[int]) -> dict[str, Tensor]:
-    """The teacher's state with only the copied blocks, renumbered."""
-    chosen: dict[str, Tensor] = {}
+    """The state with only the copied blocks of a stack, renumbered.
+
+    What only the first block has (T5's position bias) stays in the first block.
+    """
+    rest: dict[str, Tensor] = {}
+    blocks: dict[int, dict[str, Tensor]] = {}
     for name, tensor in state.items():
-        if not name.startswith(prefix):
-            chosen[name] = tensor
-            continue
-        number, rest = name[len(prefix) :].split(".", 1)
-        for ours, theirs in enumerate(copied):
-            if int(number) == theirs:
-                chosen[f"{prefix}{ours}.{rest}"] = tensor
-    return chosen
+        if name.startswith(prefix):
+            number, part = name[len(prefix) :].split(".", 1)
+            blocks.setdefault(int(number), {})[part] = tensor
+        else:
+            rest[name] = tensor
+    of_all = set.intersection(*(set(parts) for parts in blocks.values()))
+    for ours, theirs in enumerate(copied):
+        own = {part: tensor for part, tensor in blocks[theirs].items() if part in of_all}
+        if ours == 0:
+            own |= {part: tensor for part, tensor in blocks[0].items() if part not in of_all}
+        rest |= {f"{prefix}{ours}.{part}": tensor for part, tensor in own.items()}
+    return rest
 
 
 def shaped_config(teacher: PretrainedConfig, shape: Shape) -> PretrainedConfig:
     """The teacher's config in another shape. Raises `StudentShapeInvalid`."""
-    family = family_of(teacher)
     config = copy.deepcopy(teacher)
-    config.num_hidden_layers = shape.layers
-    if shape.hidden_size is not None:
-        config.hidden_size = shape.hidden_size
-        setattr(config, family.intermediate_size, 4 * shape.hidden_size)
-    if shape.attention_heads is not None:
-        config.num_attention_heads = shape.attention_heads
-    if shape.intermediate_size is not None:
-        setattr(config, family.intermediate_size, shape.intermediate_size)
-    if config.hidden_size % config.num_attention_heads:
-        raise StudentShapeInvalid(width=config.hidden_size, heads=config.num_attention_heads)
+    for stack in family_of(teacher).stacks:
+        stack.set_count(config, shape.layers)
+        part = stack.config(config)
+        if shape.hidden_size is not None:
+            part.hidden_size = shape.hidden_size
+            setattr(part, stack.intermediate_size, 4 * shape.hidden_size)
+        if shape.attention_heads is not None:
+            setattr(part, stack.heads, shape.attention_heads)
+        if shape.intermediate_size is not None:
+            setattr(part, stack.intermediate_size, shape.intermediate_size)
+        width, heads = stack.width(config), stack.head_count(config)
+        if width % heads:
+            raise StudentShapeInvalid(width=width, heads=heads)
+        if stack.head_width is not None:
+            setattr(part, stack.head_width, width // heads)
     return config
 
 

@@ -15,18 +15,26 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from nlp_distill.errors import TaskUnknown
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from nlp_distill.errors import OptionInvalid, RoleUnknown, TaskUnknown
 
 if TYPE_CHECKING:
-    import numpy as np
     from datasets import Dataset, DatasetDict
+    from numpy.typing import NDArray
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-    from nlp_distill.recipe import Columns, Data
+    from nlp_distill.recipe import Data
 
 GROUP = "nlp_distill.tasks"
 Batch = dict[str, Any]
+
+
+class Options(BaseModel):
+    """Base of a task's own settings, the recipe's `options`: each field documented with unit and range."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Task(ABC):
@@ -37,11 +45,20 @@ class Task(ABC):
     """The `AutoModelFor…` class that it trains."""
     pipeline_task: ClassVar[str]
     """Name of the transformers and Optimum pipeline that serves it."""
+    roles: ClassVar[tuple[str, ...]]
+    """What columns are for: the keys of `data.columns`."""
+    options_model: ClassVar[type[Options]] = Options
+    """The task's own settings."""
 
     primary_metric: str
     """Key of `score` that selection, retention and drops are about."""
     label_names: list[str]
-    """Names of the labels, in the order of their ids; for regression one name."""
+    """Names of the labels, in the order of their ids; for regression one name; empty where there are none."""
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        self.options: Any = self.options_model.model_validate(dict(options or {}))
+
+    # Data
 
     @abstractmethod
     def load_data(self, spec: Data) -> DatasetDict:
@@ -51,69 +68,105 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def columns(self, dataset: Dataset, given: Columns) -> Columns:
-        """Which columns to use: those given, the rest guessed. Raises `ColumnMissing`, `ColumnsUnclear`."""
-
-    @abstractmethod
-    def config_settings(self) -> dict[str, Any]:
-        """Settings for the model's config: `num_labels`, `id2label`, `label2id`, `problem_type`."""
+    def columns(self, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Role → column: those given, the rest guessed. Raises `ColumnMissing`, `ColumnsUnclear`."""
 
     @abstractmethod
     def features(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-        """Tokenised rows, unpadded: model inputs as lists, `labels`, and a stable `example_id`."""
+        """Tokenised examples, unpadded: model inputs as lists, `labels`, and a stable `example_id`.
+
+        A row may give several examples (windows of a long text). `length`: tokens of an example where they are
+        more than its `input_ids`.
+        """
 
     @abstractmethod
-    def collate(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Batch]:
-        """A function that pads rows of `features` to the longest of them and makes tensors."""
+    def collate(
+        self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+    ) -> Callable[[list[dict[str, Any]]], Batch]:
+        """A function that pads examples to the longest of them and makes tensors for a model of this config.
+
+        Each example carries `noise`, a number that is all the chance the function may use.
+        """
+
+    # Training
+
+    def config_settings(self) -> dict[str, Any]:
+        """Settings for the model's config, such as `num_labels`, `id2label`, `label2id`, `problem_type`."""
+        return {}
 
     @abstractmethod
-    def logits(self, outputs: Any) -> dict[str, Tensor]:
-        """Named outputs to distil; here each [batch, labels]. Several heads are several names."""
+    def logits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Named outputs to distil, [B, C], or [B, T, C] for one distribution a token; several heads, several names.
+
+        What can never be an answer (padding of a span's start) is filled with a very small number.
+        """
 
     @abstractmethod
     def label_loss(self, outputs: Any, batch: Batch) -> Tensor:
-        """Sum over the batch of the loss on the true labels, in float32; its count is `term_mask(…, "labels")`."""
+        """Sum over the batch of the loss on the true labels, in float32; its count is `term_mask(…, "labels", …)`."""
 
     @abstractmethod
-    def term_mask(self, batch: Batch, signal: str) -> Tensor:
-        """Which positions of a signal count: [batch] for `logits` and `labels`, [batch, tokens] for the rest."""
+    def term_mask(self, batch: Batch, signal: str, stack: str) -> Tensor:
+        """Which positions count for a term: shaped as `logits` for `logits` and `labels`, [B, tokens] for layers.
 
-    @abstractmethod
-    def score(self, raw: np.ndarray, dataset: Dataset) -> dict[str, float]:
-        """Metrics in points (0–100) of raw outputs [rows, labels] against the rows' labels."""
+        `signal`: the term's kind; `stack`: `encoder`, or `decoder` of a seq2seq model.
+        """
 
-    @abstractmethod
-    def references(self, dataset: Dataset) -> dict[str, np.ndarray]:
-        """What rows are scored against, as arrays [rows, …], so that a bootstrap can resample them cheaply."""
+    @property
+    def distribution(self) -> Literal["softmax", "sigmoid", "value"]:
+        """What the logits are: one distribution, one for each label, or plain values (regression)."""
+        return "softmax"
 
-    @abstractmethod
-    def score_arrays(self, raw: np.ndarray, references: dict[str, np.ndarray]) -> dict[str, float]:
-        """As `score`, on any sample of rows."""
-
-    @abstractmethod
-    def decisions(self, raw: np.ndarray) -> np.ndarray | None:
-        """What a user would be told, one entry a row, to compare variants by; None where there is no decision."""
+    # Answers and scores
 
     @abstractmethod
     def pipeline_inputs(self, dataset: Dataset) -> list[Any]:
         """The rows as a user would give them to the pipeline."""
 
+    def pipeline_settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Arguments that the task's pipeline is made with; inputs are cut at the model's limit."""
+        return {"truncation": True, "max_length": tokenizer.model_max_length}
+
+    def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
+        """The pipeline's answers to some inputs, one each, with all that scoring needs."""
+        answers: list[Any] = pipe(inputs, batch_size=batch_size)
+        return answers
+
     @abstractmethod
-    def raw_outputs(self, answers: list[Any]) -> np.ndarray:
-        """The pipeline's answers (every label, no function applied) as an array [rows, labels]."""
+    def raw_outputs(self, answers: list[Any]) -> NDArray[Any]:
+        """The pipeline's answers as an array whose first axis is the row: numbers [rows, labels], or texts [rows]."""
+
+    @abstractmethod
+    def statistics(self, raw: NDArray[Any], dataset: Dataset) -> dict[str, NDArray[Any]]:
+        """All that scores are computed from, as arrays whose first axis is the row, so that rows can be resampled."""
+
+    @abstractmethod
+    def score_statistics(self, statistics: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+        """Metrics in points (0–100) of any sample of rows, the primary one among them."""
+
+    def score(self, raw: NDArray[Any], dataset: Dataset) -> dict[str, float]:
+        """Metrics in points (0–100) of raw outputs against the rows' labels."""
+        return self.score_statistics(self.statistics(raw, dataset))
+
+    @abstractmethod
+    def decisions(self, raw: NDArray[Any]) -> NDArray[Any] | None:
+        """What a user would be told, one entry a row, to compare variants by; None where there is no decision."""
 
     @abstractmethod
     def example_inputs(self) -> list[Any]:
         """A few pipeline inputs, for the card and for trying a model."""
 
-    @property
-    @abstractmethod
-    def distribution(self) -> Literal["softmax", "sigmoid", "value"]:
-        """What the logits are: one distribution (single label), one for each label, or plain values (regression)."""
-
     def notes(self) -> dict[str, str]:
         """How things were decided (columns guessed, who computes the metric); shown and put into the results."""
         return {}
+
+    def check_roles(self, given: Mapping[str, Any]) -> None:
+        """Refuse columns for roles that the task does not have. Raises `RoleUnknown`."""
+        for role in given:
+            if role not in self.roles:
+                near = difflib.get_close_matches(role, self.roles, n=1)
+                hint = f" Did you mean '{near[0]}'?" if near else ""
+                raise RoleUnknown(role=role, task=self.name, known=", ".join(self.roles), hint=hint)
 
 
 def _entry_points() -> Mapping[str, EntryPoint]:
@@ -125,15 +178,33 @@ def task_names() -> list[str]:
     return sorted(_entry_points())
 
 
-def load_task(name: str) -> Task:
-    """A fresh adapter of the task. Raises `TaskUnknown`."""
+def load_task(name: str, options: Mapping[str, Any] | None = None) -> Task:
+    """A fresh adapter of the task with the user's options. Raises `TaskUnknown`, `OptionInvalid`."""
     points = _entry_points()
     if name not in points:
         near = difflib.get_close_matches(name, points, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise TaskUnknown(name=name, installed=", ".join(sorted(points)) or "none", hint=hint)
-    adapter: Task = points[name].load()()
-    return adapter
+    kind: type[Task] = points[name].load()
+    try:
+        return kind(options)
+    except ValidationError as error:
+        raise OptionInvalid(task=name, reason=_option_problems(error, kind.options_model)) from error
+
+
+def _option_problems(error: ValidationError, model: type[BaseModel]) -> str:
+    """Every wrong option in one sentence, mistyped names with the nearest right one."""
+    problems = []
+    for entry in error.errors():
+        name = ".".join(str(part) for part in entry["loc"])
+        if entry["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, model.model_fields, n=1)
+            known = ", ".join(model.model_fields) or "none"
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {known}"
+            problems.append(f"unknown option '{name}' ({hint})")
+        else:
+            problems.append(f"options.{name}: {entry['msg'][0].lower()}{entry['msg'][1:]}, not {entry['input']!r}")
+    return "; ".join(problems)
 
 
 def task_folders() -> dict[str, Path]:

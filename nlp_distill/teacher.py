@@ -130,9 +130,10 @@ def _finetune(
 ) -> None:
     """Train one candidate and publish it as a model folder with `trained.json`."""
     model = load_model(source.folder, setting.task.auto_class, seed=setting.seed, **setting.task.config_settings())
-    adapted = with_lora(model, settings.lora, setting.seed) if settings.lora else model
-    trained = train_on_labels(adapted, settings, rows, selection, setting, checkpoints, stage)
-    if settings.lora:
+    # The adapters are put into the model itself, which stays what the loop and its pipelines know.
+    adapted = with_lora(model, settings.lora, setting.seed) if settings.lora else None
+    trained = train_on_labels(model, settings, rows, selection, setting, checkpoints, stage)
+    if adapted is not None:
         model = adapted.merge_and_unload()
     if setting.accelerator.is_main_process:
         with new_folder(folder) as temporary:
@@ -159,14 +160,15 @@ def with_lora(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
     """The model with low-rank adapters on queries, keys and values; head and pooler are trained in full."""
     family = family_of(model.config)
     children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
-    heads = [name for name in children if name != model.base_model_prefix]
+    # A seq2seq model is its own body: nothing in it is a new head.
+    heads = [name for name in children if name != model.base_model_prefix] if model.base_model is not model else []
     pooler = ["pooler"] if "pooler" in dict(model.base_model.named_children()) else []
     config = LoraConfig(
         task_type=None,
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=[family.query, family.key, family.value],
+        target_modules=sorted({name for stack in family.stacks for name in stack.projections}),
         modules_to_save=heads + pooler,
     )
     with torch.random.fork_rng():

@@ -18,26 +18,50 @@ WORDS = (
 ).split()
 GOOD, BAD = WORDS[:5], WORDS[5:10]
 
+_ENCODER: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+_ROBERTA = {**_ENCODER, "max_position_embeddings": 66, "bos_token_id": 2, "eos_token_id": 3, "type_vocab_size": 1}
+_BART: dict[str, Any] = {
+    "d_model": 32,
+    "encoder_layers": 4,
+    "decoder_layers": 4,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": None,
+}
+_T5: dict[str, Any] = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 4,
+    "num_decoder_layers": 4,
+    "num_heads": 4,
+    "pad_token_id": 0,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 0,
+}
+
 SHAPES: dict[str, dict[str, Any]] = {
-    "bert": {
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 64,
-        "pad_token_id": 0,
-    },
-    "roberta": {
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 66,
-        "pad_token_id": 0,
-        "bos_token_id": 2,
-        "eos_token_id": 3,
-        "type_vocab_size": 1,
-    },
+    "bert": _ENCODER,
+    "electra": {**_ENCODER, "embedding_size": 16},
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "mpnet": {**_ENCODER, "max_position_embeddings": 66, "bos_token_id": 2, "eos_token_id": 3},
+    "deberta-v2": {**_ENCODER, "relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 16},
+    "albert": {**_ENCODER, "embedding_size": 16},
     "distilbert": {
         "dim": 32,
         "n_layers": 4,
@@ -46,7 +70,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
         "pad_token_id": 0,
     },
+    "bart": _BART,
+    "mbart": _BART,
+    "marian": {**_BART, "decoder_start_token_id": 0},
+    "pegasus": {**_BART, "decoder_start_token_id": 0},
+    "t5": _T5,
+    "mt5": _T5,
 }
+"""Settings of a tiny config of each architecture: 4 layers a stack, width 32, 4 heads."""
+
+ENCODERS = ("bert", "roberta", "xlm-roberta", "electra", "distilbert", "mpnet", "deberta-v2", "albert")
+SEQ2SEQ = ("t5", "mt5", "bart", "mbart", "marian", "pegasus", "encoder-decoder")
 
 
 def tiny_tokenizer(model_type: str = "bert") -> Any:
@@ -76,19 +110,19 @@ def tiny_tokenizer(model_type: str = "bert") -> Any:
 
 
 def tiny_config(model_type: str = "bert", **settings: Any) -> Any:
-    """A config of a few layers, without dropout unless asked."""
+    """A config of a few layers, without dropout unless asked; `encoder-decoder` is made of two `bert`."""
     from transformers import CONFIG_MAPPING
 
-    none = {
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "dropout": 0.0,
-        "attention_dropout": 0.0,
-        "seq_classif_dropout": 0.0,
-    }
-    template = CONFIG_MAPPING[model_type]()
-    fitting = {name: value for name, value in none.items() if name in template.to_dict()}
-    return CONFIG_MAPPING[model_type](**{"vocab_size": 5 + len(WORDS), **SHAPES[model_type], **fitting, **settings})
+    if model_type == "encoder-decoder":
+        parts = {
+            "encoder": tiny_config("bert").to_dict(),
+            "decoder": tiny_config("bert", is_decoder=True, add_cross_attention=True).to_dict(),
+        }
+        ids = {"pad_token_id": 0, "decoder_start_token_id": 2, "eos_token_id": 3}
+        return CONFIG_MAPPING[model_type](**parts, **ids, **settings)
+    template = CONFIG_MAPPING[model_type]().to_dict()
+    drops = {name: 0.0 for name in template if "dropout" in name and isinstance(template[name], float)}
+    return CONFIG_MAPPING[model_type](**{"vocab_size": 5 + len(WORDS), **SHAPES[model_type], **drops, **settings})
 
 
 def tiny_model(

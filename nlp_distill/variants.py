@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
-from nlp_distill.exports.onnx import FP32, INT8, export_fp32, quantize_int8
-from nlp_distill.exports.parity import parity, require_parity
-from nlp_distill.loading import load_model
+from nlp_distill.exports.onnx import export_fp32, quantize_int8
+from nlp_distill.exports.parity import answer_changes, logit_difference, require_parity
+from nlp_distill.loading import load_model, load_ort, onnx_files
 from nlp_distill.measuring import Measured, files_to_run, measure
 from nlp_distill.prediction import variant_pipeline
 from nlp_distill.recipe import Export
 from nlp_distill.reports.results import build_results
 from nlp_distill.road import Road
-from nlp_distill.rundir import new_folder, sha256_file, write_json
-from nlp_distill.scores import agreement, interval, paired_interval, predict
+from nlp_distill.rundir import new_folder, sha256_file, write_json, write_text
+from nlp_distill.scores import agreement, interval, paired_interval, predict, raw_lines, read_raw
 
 Array = NDArray[Any]
 BATCH = 16
@@ -30,22 +29,22 @@ UNKNOWN = tuple("n score score_ci95 retained drop drop_ci95 agreement flips para
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of a model in this run. `batch`: rows in a pipeline call when it is scored."""
+    """One form of a model in this run. `onnx`: precision of its ONNX files; `batch`: rows in a call when scored."""
 
     name: str
     folder: Path
-    onnx_file: str | None = None
+    onnx: str | None = None
     batch: int = BATCH
 
     @property
     def runtime(self) -> str:
         """The engine."""
-        return "onnxruntime" if self.onnx_file else "pytorch"
+        return "onnxruntime" if self.onnx else "pytorch"
 
     @property
     def precision(self) -> str:
         """Type of the weights."""
-        return "int8" if self.onnx_file == INT8 else "fp32"
+        return self.onnx or "fp32"
 
 
 def variants(road: Road) -> list[Variant]:
@@ -55,22 +54,30 @@ def variants(road: Road) -> list[Variant]:
     if road.recipe.control:
         found.append(Variant("control", run.control))
     found.append(Variant("student", run.model))
-    if (run.model / "onnx" / FP32).is_file():
-        found.append(Variant("student-onnx-fp32", run.model, FP32))
-    if (run.model / "onnx" / INT8).is_file():
-        # Dynamic int8 scales activations over the whole batch: one row at a time, as a user asks.
-        found.append(Variant("student-onnx-int8", run.model, INT8, batch=1))
+    if onnx_files(run.model, "fp32"):
+        found.append(onnx_fp32(run.model))
+    if onnx_files(run.model, "int8"):
+        found.append(onnx_int8(run.model))
     return found
 
 
+def onnx_fp32(model: Path) -> Variant:
+    """The student as fp32 ONNX."""
+    return Variant("student-onnx-fp32", model, "fp32")
+
+
+def onnx_int8(model: Path) -> Variant:
+    """The student as int8 ONNX. Dynamic int8 scales activations over the whole batch: one row, as a user asks."""
+    return Variant("student-onnx-int8", model, "int8", batch=1)
+
+
 def _outputs(road: Road, variant: Variant, rows: Any, stage: str) -> Array:
-    task = road.task
-    pipe = variant_pipeline(variant.folder, task.auto_class, task.pipeline_task, variant.onnx_file)
+    pipe = variant_pipeline(variant.folder, road.task, variant.onnx)
 
     def progress(done: int, total: int) -> None:
         road.notify("progress", stage=f"{stage}: {variant.name}", step=done, steps=total)
 
-    return predict(pipe, task, rows, variant.batch, progress)
+    return predict(pipe, road.task, rows, variant.batch, progress)
 
 
 Made = tuple[list[str], dict[str, Any]]
@@ -102,17 +109,20 @@ def _export_onnx(road: Road, settings: Export) -> dict[str, Any]:
         if settings.profile == "fast":
             report |= quantize_int8(model, folder, settings)
     torch_raw = _outputs(road, Variant("student", model), rows, "checking")
-    fp32_raw = _outputs(road, Variant("student-onnx-fp32", model, FP32), rows, "checking")
-    report["parity"] = parity(task, torch_raw, fp32_raw)
-    require_parity("student-onnx-fp32", report["parity"], float(np.abs(torch_raw).max()))
+    fp32_raw = _outputs(road, onnx_fp32(model), rows, "checking")
+    with_onnx = load_ort(model, task.auto_class, "fp32")
+    found = logit_difference(task, road.tokenizer, load_model(model, task.auto_class), with_onnx, road.selection_rows)
+    report["parity"] = {**answer_changes(task, torch_raw, fp32_raw), **found}
+    require_parity("student-onnx-fp32", report["parity"])
     if settings.profile == "fast":
-        int8_raw = _outputs(road, Variant("student-onnx-int8", model, INT8, batch=1), rows, "checking")
+        int8_raw = _outputs(road, onnx_int8(model), rows, "checking")
         metric = task.primary_metric
         drop = task.score(fp32_raw, rows)[metric] - task.score(int8_raw, rows)[metric]
-        report["int8"] = {**parity(task, fp32_raw, int8_raw), "drop_on_selection": round(drop, 2)}
+        report["int8"] = {**answer_changes(task, fp32_raw, int8_raw), "drop_on_selection": round(drop, 2)}
         if not drop <= settings.score_drop:  # NaN is refused too
             report["status"] = "refused"
-            (model / "onnx" / INT8).unlink()
+            for name in onnx_files(model, "int8").values():
+                (model / "onnx" / name).unlink()
             road.notify(
                 "warning",
                 stage="export",
@@ -129,10 +139,10 @@ def evaluate_stage(road: Road) -> Made:
     with new_folder(road.rundir.predictions) as folder:
         for variant in variants(road):
             raw = _outputs(road, variant, road.slices.evaluation, "scoring")
-            save_file({"raw": raw}, folder / f"{variant.name}.safetensors")
+            write_text(folder / f"{variant.name}.jsonl", raw_lines(raw))
             scores[variant.name] = {k: round(v, 2) for k, v in road.task.score(raw, road.slices.evaluation).items()}
             road.notify("note", message=f"{variant.name}: {_listed(scores[variant.name])}")
-    return [f"predictions/{name}.safetensors" for name in scores], {"scores": scores}
+    return [f"predictions/{name}.jsonl" for name in scores], {"scores": scores}
 
 
 def _listed(scores: dict[str, float]) -> str:
@@ -147,14 +157,14 @@ def measure_stage(road: Road) -> Made:
     real = road.recipe.budget.sequence or int(np.percentile(road.rows(road.slices.evaluation).lengths, 90))
     limit = road.tokenizer.model_max_length
     sequences = sorted({min(length, limit) for length in (real, 32, 128)})
-    chosen = [Measured(v.name, str(v.folder), road.task.auto_class, v.onnx_file) for v in variants(road)]
+    chosen = [Measured(v.name, str(v.folder), road.task.auto_class, v.onnx) for v in variants(road)]
 
     def progress(done: int, total: int) -> None:
         road.notify("progress", stage="measuring", step=done, steps=total)
 
     measured = measure(chosen, sequences, road.recipe.budget.threads, progress)
     for variant in variants(road):
-        files = files_to_run(variant.folder, variant.onnx_file)
+        files = files_to_run(variant.folder, variant.onnx)
         measured[variant.name]["bytes"] = sum(file.stat().st_size for file in files)
     return [], {"real_sequence": min(real, limit), "machine": road.machine(), "measured": measured}
 
@@ -165,7 +175,8 @@ def results_stage(road: Road) -> Made:
         return [], {}
     records = road.rundir.manifest()["stages"]
     rows = road.slices.evaluation
-    raws = {v.name: load_file(road.rundir.predictions / f"{v.name}.safetensors")["raw"] for v in variants(road)}
+    files = {v.name: road.rundir.predictions / f"{v.name}.jsonl" for v in variants(road)}
+    raws = {name: read_raw(file.read_text(encoding="utf-8")) for name, file in files.items()}
     entries = [_entry(road, variant, raws, rows, records) for variant in variants(road)]
     entries += _refused(records)
     results = build_results(road, entries, records)
@@ -183,7 +194,7 @@ def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, reco
     entry: dict[str, Any] = {
         "name": variant.name,
         "path": str(variant.folder.relative_to(road.rundir.path))
-        + (f"/onnx/{variant.onnx_file}" if variant.onnx_file else ""),
+        + (f"/onnx/{next(iter(onnx_files(variant.folder, variant.onnx).values()))}" if variant.onnx else ""),
         "runtime": variant.runtime,
         "precision": variant.precision,
         "settings": {"pipeline_batch": variant.batch, **_export_settings(variant, records)},
@@ -199,7 +210,7 @@ def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, reco
         "params": _parameters(road, variant),
         **measured,
     }
-    if variant.onnx_file:
+    if variant.onnx:
         source = raws["student-onnx-fp32" if variant.precision == "int8" else "student"]
         same = agreement(task, raw, source)
         entry["flips"] = None if same is None else round(1 - same, 4)
@@ -211,10 +222,11 @@ def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, reco
 
 def _export_settings(variant: Variant, records: dict[str, Any]) -> dict[str, Any]:
     """How an exported file was made; a number is the user's only under the same settings."""
-    if not variant.onnx_file:
+    if not variant.onnx:
         return {}
     report: dict[str, Any] = records["export"]["exports"][0]
-    settings = {"file_name": variant.onnx_file, "subfolder": "onnx", "provider": "CPUExecutionProvider"}
+    files = onnx_files(variant.folder, variant.onnx)
+    settings = {**files, "subfolder": "onnx", "provider": "CPUExecutionProvider"}
     if variant.precision == "int8":
         return {
             **settings,

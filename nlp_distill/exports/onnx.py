@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -17,25 +18,24 @@ from nlp_distill.loading import load_config
 from nlp_distill.recipe import Export
 from nlp_distill.sources import Source
 
-FP32, INT8 = "model.onnx", "model_quantized.onnx"
+WITHOUT_PAST = ("encoder-decoder",)
+"""Types whose decoder Optimum exports wrongly, or not at all, with its past."""
 
 
-def check_exportable(source: Source, pipeline_task: str, settings: Export) -> None:
-    """Refuse before training what could not be exported after. Raises `MissingExtra`, `NotExportable`."""
-    try:
-        import onnxruntime  # noqa: F401
-        from optimum.exporters.tasks import TasksManager
-    except ImportError as error:
-        raise MissingExtra(what="Export to ONNX", extra="onnx") from error
+def export_task(model_type: str, pipeline_task: str) -> str:
+    """Optimum's name of the export: with the decoder's past wherever Optimum can. Raises `NotExportable`."""
     import optimum.exporters.onnx.model_configs  # noqa: F401  registers what can be exported
+    from optimum.exporters.tasks import TasksManager
 
-    model_type = load_config(source.folder).model_type
     try:
         tasks = TasksManager.get_supported_tasks_for_model_type(model_type, "onnx", library_name="transformers")
     except KeyError as error:
         raise NotExportable(
             model_type=model_type, task=pipeline_task, format="ONNX", reason="the type is unknown to Optimum"
         ) from error
+    past = f"{pipeline_task}-with-past"
+    if past in tasks and model_type not in WITHOUT_PAST:
+        return past
     if pipeline_task not in tasks:
         raise NotExportable(
             model_type=model_type,
@@ -43,6 +43,17 @@ def check_exportable(source: Source, pipeline_task: str, settings: Export) -> No
             format="ONNX",
             reason=f"Optimum exports {', '.join(tasks)}",
         )
+    return pipeline_task
+
+
+def check_exportable(source: Source, pipeline_task: str) -> None:
+    """Refuse before training what could not be exported after. Raises `MissingExtra`, `NotExportable`."""
+    try:
+        import onnxruntime  # noqa: F401
+        from optimum.exporters.tasks import TasksManager  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(what="Export to ONNX", extra="onnx") from error
+    export_task(load_config(source.folder).model_type, pipeline_task)
 
 
 def instruction_set(settings: Export) -> str:
@@ -59,17 +70,22 @@ def instruction_set(settings: Export) -> str:
 
 
 def export_fp32(model: Path, pipeline_task: str, folder: Path) -> None:
-    """Write `model.onnx` of a model folder into `folder`."""
+    """Write the ONNX files of a model folder into `folder`: `model.onnx`, or an encoder and a decoder."""
     from optimum.exporters.onnx import main_export
 
+    task = export_task(load_config(model).model_type, pipeline_task)
     with tempfile.TemporaryDirectory() as scratch, _quiet():
-        main_export(str(model), output=scratch, task=pipeline_task, do_validation=False, local_files_only=True)
-        for file in Path(scratch).glob("model.onnx*"):
-            (folder / file.name).write_bytes(file.read_bytes())
+        main_export(str(model), output=scratch, task=task, do_validation=False, local_files_only=True)
+        written = {file.name for file in Path(scratch).glob("*.onnx*")}
+        if "decoder_model_merged.onnx" in written:
+            # The merged decoder holds both of the others.
+            written -= {"decoder_model.onnx", "decoder_with_past_model.onnx"}
+        for name in written:
+            shutil.copyfile(Path(scratch) / name, folder / name)
 
 
 def quantize_int8(model: Path, folder: Path, settings: Export) -> dict[str, Any]:
-    """Write `model_quantized.onnx` beside `folder/model.onnx`: dynamic int8, weights per channel; its settings.
+    """Write `NAME_quantized.onnx` beside each `folder/NAME.onnx`: dynamic int8, weights per channel; its settings.
 
     `model`: the folder with the config.
     """
@@ -78,10 +94,12 @@ def quantize_int8(model: Path, folder: Path, settings: Export) -> dict[str, Any]
 
     target = instruction_set(settings)
     config = getattr(AutoQuantizationConfig, target)(is_static=False, per_channel=True)
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
-        quantizer = ORTQuantizer(folder / FP32, config=load_config(model))
-        quantizer.quantize(save_dir=scratch, quantization_config=config, file_suffix="quantized")
-        (folder / INT8).write_bytes((Path(scratch) / INT8).read_bytes())
+    for file in sorted(folder.glob("*.onnx")):
+        with tempfile.TemporaryDirectory() as scratch, _quiet():
+            quantizer = ORTQuantizer(file, config=load_config(model))
+            quantizer.quantize(save_dir=scratch, quantization_config=config, file_suffix="quantized")
+            for made in Path(scratch).glob("*.onnx*"):
+                shutil.copyfile(made, folder / made.name)
     return {"quantization": "dynamic int8, weights per channel", "target": target}
 
 

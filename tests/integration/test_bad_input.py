@@ -174,7 +174,7 @@ def test_an_unknown_architecture(refused, tmp_path, tiny_teacher):
     shutil.copytree(tiny_teacher, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
-    refused(teacher={"model": str(folder)}, words=["of the type 'gpt2'", "known types: bert, distilbert"])
+    refused(teacher={"model": str(folder)}, words=["of the type 'gpt2'", "known types: albert, bart, bert"])
 
 
 def test_pickle_weights_are_never_opened(refused, tmp_path, tiny_teacher):

@@ -4,7 +4,6 @@ import copy
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -13,9 +12,9 @@ from nlp_distill.checkpoint import CheckpointFolder
 from nlp_distill.data import slices
 from nlp_distill.errors import Interrupted, LossNotFinite
 from nlp_distill.loading import load_model, load_tokenizer
-from nlp_distill.loop import Rows, Setting, learning_rate, raw_outputs, selection_score, train
+from nlp_distill.loop import Rows, Setting, learning_rate, selection_score, train
 from nlp_distill.objective import Objective
-from nlp_distill.recipe import Data, HiddenTerm, LabelsTerm, LogitsTerm, Training
+from nlp_distill.recipe import Data, HiddenTerm, LabelsTerm, LogitsTerm, Student, Training
 from nlp_distill.signals import LiveTeacher, Signal
 from nlp_distill.student import cut_student
 from nlp_distill.task import load_task
@@ -54,7 +53,7 @@ class World:
         return train(model, objective, None, self.rows, chosen, settings, where, checkpoints, "test")
 
     def distil(self, key, student, teacher, source, terms, settings):
-        objective = Objective(terms, self.task, student.config, teacher.config, [1, 3])
+        objective = Objective(terms, self.task, student.config, teacher.config, {"encoder": [1, 3]})
         live = source(LiveTeacher(teacher, self.task, objective.teacher_request, None))
         checkpoints = CheckpointFolder(self.folder / f"checkpoints-{key}", key)
         return train(student, objective, live, self.rows, self.selection, settings, self.setting, checkpoints, "distil")
@@ -192,16 +191,6 @@ def test_bf16_trains_close_to_fp32(world):
     assert next(two.parameters()).dtype == torch.float32
 
 
-def test_raw_outputs_come_in_row_order(world):
-    raw, _ = raw_outputs(world.model, world.evaluation, world.setting)
-    collate = world.task.collate(world.setting.tokenizer)
-    for row in (0, 7, 99):
-        batch = collate(world.evaluation.take(np.array([row])))
-        with torch.no_grad():
-            alone = world.model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        assert np.allclose(raw[row], alone.numpy(), atol=1e-5)
-
-
 class Shuffled:
     """A teacher whose signals belong to other examples of the batch."""
 
@@ -220,7 +209,7 @@ def test_a_student_of_shuffled_signals_is_worse(world):
     settings = SETTINGS.model_copy(update={"epochs": 6, "keep": "last"})
     scores = {}
     for name, source in (("true", lambda live: live), ("shuffled", Shuffled)):
-        student = cut_student(world.model, 2, "alternate", AUTO).model
+        student = cut_student(world.model, Student(layers=2), AUTO).model
         torch.nn.init.zeros_(student.classifier.weight)
         terms = [LogitsTerm(temperature=1.0), HiddenTerm(weight=0.1)]
         world.distil(name, student, world.model, source, terms, settings)

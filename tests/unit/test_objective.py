@@ -36,6 +36,10 @@ def batch(rows=slice(None)):
     return {"input_ids": ids, "attention_mask": (ids != 0).long(), "labels": labels}
 
 
+def places(*layers):
+    return frozenset(("encoder", layer) for layer in layers)
+
+
 def sums(objective, student, teacher, data):
     with capture(student, objective.student_request) as signal:
         outputs = student(**model_inputs(data))
@@ -45,32 +49,32 @@ def sums(objective, student, teacher, data):
 def test_it_asks_for_just_what_its_terms_need(task):
     config = tiny_config("bert")
     assert not Objective([LabelsTerm()], task, config).teacher_request
-    objective = Objective([LogitsTerm()], task, config, config, [1, 3])
+    objective = Objective([LogitsTerm()], task, config, config, {"encoder": [1, 3]})
     assert objective.teacher_request == Request(logits=True)
-    objective = Objective(TERMS, task, config, config, [1, 3])
-    both, last = frozenset({1, 3}), frozenset({3})
+    objective = Objective(TERMS, task, config, config, {"encoder": [1, 3]})
+    both, last = places(1, 3), places(3)
     assert objective.teacher_request == Request(True, hidden=both, query=both, key=both, value=last)
-    assert objective.student_request == Request(
-        True, frozenset({0, 1}), frozenset({0, 1}), frozenset({0, 1}), frozenset({1})
-    )
+    assert objective.student_request == Request(True, places(0, 1), places(0, 1), places(0, 1), places(1))
 
 
 def test_sums_and_counts_of_a_step_do_not_depend_on_how_it_is_cut(task):
     student, teacher_model = tiny_model("bert", num_hidden_layers=2), tiny_model("bert", num_hidden_layers=4)
-    objective = Objective(TERMS, task, student.config, teacher_model.config, [1, 3])
+    objective = Objective(TERMS, task, student.config, teacher_model.config, {"encoder": [1, 3]})
     teacher = LiveTeacher(teacher_model, task, objective.teacher_request, None)
     whole, whole_counts = sums(objective, student, teacher, batch()), objective.counts(batch())
     parts = [sums(objective, student, teacher, batch([i])) for i in range(4)]
     counts = [objective.counts(batch([i])) for i in range(4)]
     for name in objective.terms:
-        assert torch.allclose(whole[name], sum(part[name] for part in parts), rtol=1e-5), name
+        assert torch.allclose(whole[name], sum(part[name] for part in parts), rtol=1e-5, atol=1e-6), name
         assert whole_counts[name] == sum(count[name] for count in counts), name
     assert whole_counts["labels"] == 4 and whole_counts["hidden"] == 17
 
 
 def test_a_student_that_is_its_teacher_has_no_distillation_loss(task):
     model = tiny_model("bert")
-    objective = Objective([t for t in TERMS if t.kind != "labels"], task, model.config, model.config, [0, 1, 2, 3])
+    objective = Objective(
+        [t for t in TERMS if t.kind != "labels"], task, model.config, model.config, {"encoder": [0, 1, 2, 3]}
+    )
     teacher = LiveTeacher(tiny_model("bert"), task, objective.teacher_request, None)
     assert all(value.detach().abs() < 1e-5 for value in sums(objective, model, teacher, batch()).values())
 
@@ -79,7 +83,7 @@ def test_narrower_students_get_projections_that_are_not_theirs(task):
     student = tiny_model("bert", hidden_size=16, num_hidden_layers=2)
     teacher_model = tiny_model("bert")
     terms = [HiddenTerm(), HiddenTerm(distance="gram"), AttentionTerm(), RelationTerm(heads=4)]
-    objective = Objective(terms, task, student.config, teacher_model.config, [1, 3])
+    objective = Objective(terms, task, student.config, teacher_model.config, {"encoder": [1, 3]})
     assert sorted(objective.projections) == ["hidden_0", "hidden_1"]
     assert not any("projection" in name for name in student.state_dict())
     teacher = LiveTeacher(teacher_model, task, objective.teacher_request, None)
@@ -104,7 +108,7 @@ def test_weights_scale_terms(task):
 )
 def test_terms_that_a_pair_cannot_give_are_refused(task, term, student, words):
     with pytest.raises(SignalMissing, match=words):
-        Objective([term], task, tiny_config("bert", **student), tiny_config("bert"), [3])
+        Objective([term], task, tiny_config("bert", **student), tiny_config("bert"), {"encoder": [3]})
 
 
 def test_terms_need_a_teacher(task):

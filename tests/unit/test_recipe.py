@@ -85,7 +85,7 @@ def test_an_override_is_named_as_such():
 
 def test_students_are_one_of_three():
     assert (
-        "give exactly one of `layers`, `model`, `config`"
+        "give exactly one of `layers`, `encoder_layers` and `decoder_layers`, `model`, `config`"
         in problems(GOOD.replace("layers: 3", "layers: 3, model: a/b"))[0]
     )
 

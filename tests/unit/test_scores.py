@@ -9,8 +9,6 @@ from nlp_distill.scores import agreement, interval, paired_interval, predict
 from nlp_distill.task import load_task
 from nlp_distill.testing import save_tiny
 
-CLASSIFIER = "AutoModelForSequenceClassification"
-
 
 @pytest.fixture(scope="module")
 def scored(tiny_data):
@@ -22,7 +20,7 @@ def scored(tiny_data):
 @pytest.fixture(scope="module")
 def pipe(tmp_path_factory, scored):
     folder = save_tiny(tmp_path_factory.mktemp("m"), num_hidden_layers=2, **scored[0].config_settings())
-    return variant_pipeline(folder, CLASSIFIER, "text-classification", None)
+    return variant_pipeline(folder, scored[0], None)
 
 
 def outputs(task, rows, right):

@@ -6,60 +6,92 @@ from torch import nn
 
 from nlp_distill.errors import LayerMapInvalid, StudentTooDeep
 from nlp_distill.families import family_of
-from nlp_distill.recipe import Shape
+from nlp_distill.recipe import Shape, Student
 from nlp_distill.student import cut_student, shaped_student
-from nlp_distill.testing import tiny_config, tiny_model
+from nlp_distill.testing import ENCODERS, SEQ2SEQ, tiny_config, tiny_model
 
-AUTO = "AutoModelForSequenceClassification"
-FAMILIES = ["bert", "roberta", "xlm-roberta", "distilbert"]
+AUTO, SEQ = "AutoModelForSequenceClassification", "AutoModelForSeq2SeqLM"
 IDS = torch.tensor([[2, 7, 9, 12, 3], [2, 5, 3, 0, 0]])
 MASK = (IDS != 0).long()
+TARGETS = torch.tensor([[2, 8, 6], [2, 9, 4]])
 
 
 def tiny(kind):
-    if kind != "xlm-roberta":
-        return tiny_model(kind, num_labels=3)
-    from transformers import CONFIG_MAPPING
+    return tiny_model(kind, SEQ) if kind in SEQ2SEQ else tiny_model(kind, num_labels=3)
 
-    from nlp_distill.loading import new_model
-    from nlp_distill.testing import SHAPES
 
-    return new_model(CONFIG_MAPPING[kind](vocab_size=40, num_labels=3, **SHAPES["roberta"]), AUTO, seed=1)
+def auto(kind):
+    return SEQ if kind in SEQ2SEQ else AUTO
 
 
 def logits(model):
+    decoder = {"decoder_input_ids": TARGETS, "use_cache": False} if model.config.is_encoder_decoder else {}
     with torch.no_grad():
-        return model(input_ids=IDS, attention_mask=MASK).logits
+        return model(input_ids=IDS, attention_mask=MASK, **decoder).logits
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+def maps(kind, layers):
+    return dict.fromkeys(("encoder", "decoder") if kind in SEQ2SEQ else ("encoder",), layers)
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS, *SEQ2SEQ])
 def test_a_student_with_all_layers_is_its_teacher(kind):
     teacher = tiny(kind)
-    built = cut_student(teacher, 4, "alternate", AUTO)
+    built = cut_student(teacher, Student(layers=4), auto(kind))
     assert torch.equal(logits(built.model), logits(teacher))
-    assert built.origin["copy_map"] == [0, 1, 2, 3]
+    assert built.origin["copy_map"] == maps(kind, [0, 1, 2, 3])
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
-@pytest.mark.parametrize("policy", ["alternate", "first", "last", [2, 0], [1, 1]])
+def keep_blocks(teacher, stack, chosen):
+    """Make a model run some of its own blocks only."""
+    blocks = stack.blocks(teacher)
+    if stack.shared:
+        stack.set_count(teacher.config, len(chosen))
+        return
+    parent, name = stack.layers.rsplit(".", 1)
+    kept = [blocks[i] for i in chosen]
+    if stack.bias and "SelfAttention" in stack.bias:
+        first, other = blocks[0].layer[0].SelfAttention, kept[0].layer[0].SelfAttention
+        other.has_relative_attention_bias, other.relative_attention_bias = True, first.relative_attention_bias
+    module = teacher.base_model.get_submodule(parent)
+    setattr(module, name, nn.ModuleList(kept))
+    if hasattr(module, "n_layers"):
+        module.n_layers = len(chosen)
+
+
+@pytest.mark.parametrize("kind", [*ENCODERS, *SEQ2SEQ])
+@pytest.mark.parametrize("policy", ["alternate", "first", "last", [2, 0]])
 def test_a_cut_is_the_teacher_run_with_those_blocks_only(kind, policy):
     teacher = tiny(kind)
-    built = cut_student(teacher, 2, policy, AUTO)
+    init = maps(kind, policy) if isinstance(policy, list) else policy
+    built = cut_student(teacher, Student(layers=2, init=init), auto(kind))
     student_logits = logits(built.model)
-    blocks = family_of(teacher.config).blocks(teacher)
-    kept = [blocks[i] for i in built.origin["copy_map"]]
-    parent = teacher.base_model.get_submodule(family_of(teacher.config).layers.rsplit(".", 1)[0])
-    parent.layer = nn.ModuleList(kept)
-    if hasattr(parent, "n_layers"):
-        parent.n_layers = 2
+    for stack in family_of(teacher.config).stacks:
+        keep_blocks(teacher, stack, built.origin["copy_map"][stack.name])
+        assert stack.count(built.model.config) == 2
     assert torch.equal(student_logits, logits(teacher))
-    assert built.model.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart", "encoder-decoder"])
+def test_stacks_have_depths_of_their_own(kind):
+    built = cut_student(tiny(kind), Student(decoder_layers=2), SEQ)
+    assert built.origin["copy_map"] == {"encoder": [0, 1, 2, 3], "decoder": [1, 3]}
+    assert [stack.count(built.model.config) for stack in family_of(built.model.config).stacks] == [4, 2]
+    built = cut_student(tiny(kind), Student(encoder_layers=1, decoder_layers=3, init={"decoder": [0, 1, 3]}), SEQ)
+    assert built.origin["copy_map"] == {"encoder": [3], "decoder": [0, 1, 3]}
+
+
+def test_a_map_for_two_stacks_names_them():
+    with pytest.raises(LayerMapInvalid, match="one list for a model with an encoder and a decoder"):
+        cut_student(tiny("t5"), Student(layers=2, init=[0, 1]), SEQ)
+    with pytest.raises(LayerMapInvalid, match="the teacher has no decoder"):
+        cut_student(tiny("bert"), Student(decoder_layers=2), AUTO)
 
 
 def test_the_teacher_is_untouched_and_shares_no_memory():
     teacher = tiny("bert")
     before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
-    student = cut_student(teacher, 2, "alternate", AUTO).model
+    student = cut_student(teacher, Student(layers=2), AUTO).model
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.add_(1)
@@ -68,9 +100,9 @@ def test_the_teacher_is_untouched_and_shares_no_memory():
 
 def test_too_deep_and_bad_maps_are_refused():
     with pytest.raises(StudentTooDeep, match="has only 4; choose 1 to 4"):
-        cut_student(tiny("bert"), 5, "alternate", AUTO)
+        cut_student(tiny("bert"), Student(layers=5), AUTO)
     with pytest.raises(LayerMapInvalid):
-        cut_student(tiny("bert"), 2, [0, 9], AUTO)
+        cut_student(tiny("bert"), Student(layers=2, init=[0, 9]), AUTO)
 
 
 def test_shaped_students_are_narrower_and_come_from_the_seed():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -11,13 +12,13 @@ import torch.nn.functional as F
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nlp_distill import Task, read_splits
 from nlp_distill.errors import DataNotFound, TextInvalid
-from nlp_distill.recipe import Columns, Data
+from nlp_distill.recipe import Data
 from nlp_distill.task import Batch
-from nlp_distill_tasks.classification.columns import guess
+from nlp_distill_tasks.classification.columns import Columns, guess
 from nlp_distill_tasks.classification.glue import TASKS, Glue
 from nlp_distill_tasks.classification.labels import Labels, settle, targets
 from nlp_distill_tasks.classification.metrics import METRICS, hub_metric
@@ -40,6 +41,7 @@ class Classification(Task):
     name = "classification"
     auto_class = "AutoModelForSequenceClassification"
     pipeline_task = "text-classification"
+    roles = ("text", "text_pair", "label")
 
     glue: Glue | None = None
     used: Columns
@@ -54,15 +56,14 @@ class Classification(Task):
         self.glue = self._glue(spec)
         raw = _with_mismatched(read_splits(spec))
         given = spec.columns
-        if self.glue is not None and given.text is None:
-            first, second = (*self.glue.columns, None)[:2]
-            given = Columns(text=first, text_pair=second, label=given.label or "label")
+        self.check_roles(given)
+        if self.glue is not None and "text" not in given:
+            given = {**dict(zip(("text", "text_pair"), self.glue.columns, strict=False)), "label": "label", **given}
         self.used = guess(raw["train"], given, f"{source} train")
         if self.glue is not None and spec.label_names is None:
             spec = spec.model_copy(update={"label_names": list(self.glue.label_names)})
         if self.glue is not None and self.glue.problem == "regression":
             spec = spec.model_copy(update={"problem": "regression"})
-        assert self.used.label is not None
         self.labels = settle(raw["train"], self.used.label, spec, f"{source} train")
         self.label_names = self.labels.names
         self.metrics = self.glue.metrics if self.glue else OWN_METRICS[self.labels.problem]
@@ -87,7 +88,7 @@ class Classification(Task):
 
     def _checked(self, rows: Dataset, source: str) -> Dataset:
         """The rows under our own column names; texts and labels checked, the row named."""
-        guess(rows, self.used, source)
+        guess(rows, {role: name for role, name in asdict(self.used).items() if name}, source)
         columns: dict[str, Any] = {}
         for ours, theirs in (("text", self.used.text), ("text_pair", self.used.text_pair)):
             if theirs is None:
@@ -97,14 +98,14 @@ class Classification(Task):
                 if value is None or (isinstance(value, float) and np.isnan(value)) or str(value).strip() == "":
                     raise TextInvalid(source=source, column=theirs, reason="no text", row=row)
             columns[ours] = [str(value) for value in values]
-        assert self.used.label is not None
         columns["target"] = targets(rows, self.used.label, self.labels, source).tolist()
         columns["part"] = rows["part"][:] if "part" in rows.column_names else ["matched"] * len(rows)
         return Dataset.from_dict(columns)
 
-    def columns(self, dataset: Dataset, given: Columns) -> Columns:
+    def columns(self, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
         """Which columns to use: those given, the rest guessed."""
-        return guess(dataset, given, "data")
+        self.check_roles(given)
+        return {role: name for role, name in asdict(guess(dataset, given, "data")).items() if name}
 
     def config_settings(self) -> dict[str, Any]:
         """Label names and kind for the model's config; pipelines choose their function by `problem_type`."""
@@ -123,13 +124,14 @@ class Classification(Task):
         columns = {name: values for name, values in encoded.items() if name in tokenizer.model_input_names}
         return Dataset.from_dict({**columns, "labels": dataset["target"][:], "example_id": range(len(dataset))})
 
-    def collate(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[list[dict[str, Any]]], Batch]:
+    def collate(
+        self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+    ) -> Callable[[list[dict[str, Any]]], Batch]:
         """Pad to the longest row; labels are ids (int64) or numbers (float32)."""
         kind = torch.int64 if self.labels.problem == "single_label" else torch.float32
-        rest = ("labels", "example_id")
 
         def collate(rows: list[dict[str, Any]]) -> Batch:
-            inputs = [{name: value for name, value in row.items() if name not in rest} for row in rows]
+            inputs = [{name: row[name] for name in tokenizer.model_input_names if name in row} for row in rows]
             batch: Batch = dict(tokenizer.pad(inputs, padding=True, return_tensors="pt"))
             batch["labels"] = torch.tensor([row["labels"] for row in rows], dtype=kind)
             batch["example_id"] = torch.tensor([row["example_id"] for row in rows])
@@ -137,7 +139,7 @@ class Classification(Task):
 
         return collate
 
-    def logits(self, outputs: Any) -> dict[str, Tensor]:
+    def logits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """The one output, [batch, labels]."""
         return {"logits": outputs.logits}
 
@@ -150,7 +152,7 @@ class Classification(Task):
             return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").mean(-1).sum()
         return F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
 
-    def term_mask(self, batch: Batch, signal: str) -> Tensor:
+    def term_mask(self, batch: Batch, signal: str, stack: str) -> Tensor:
         """Every example for logits and labels; every token that is not padding for the rest."""
         mask: Tensor = batch["attention_mask"].bool()
         return mask.new_ones(mask.shape[0]) if signal in ("logits", "labels") else mask
@@ -167,24 +169,24 @@ class Classification(Task):
 
     def score(self, raw: NDArray[Any], dataset: Dataset) -> dict[str, float]:
         """The task's metrics, the primary one first; GLUE's by `evaluate`'s own metric where the Hub has answered."""
-        references = self.references(dataset)
-        scores = self.score_arrays(raw, references)
-        if self.hub is not None and references["matched"].all():
-            theirs = self.hub.compute(predictions=self._predictions(raw), references=references["target"])
+        statistics = self.statistics(raw, dataset)
+        scores = self.score_statistics(statistics)
+        if self.hub is not None and statistics["matched"].all():
+            theirs = self.hub.compute(predictions=self._predictions(raw), references=statistics["target"])
             scores = {name: 100.0 * float(theirs[name]) for name in scores}
         return scores
 
-    def references(self, dataset: Dataset) -> dict[str, NDArray[Any]]:
-        """What `score_arrays` compares with, as arrays, so that rows can be resampled cheaply."""
+    def statistics(self, raw: NDArray[Any], dataset: Dataset) -> dict[str, NDArray[Any]]:
+        """Predictions, targets, and MNLI's part of each row."""
         return {
+            "predictions": self._predictions(raw),
             "target": np.array(dataset["target"][:]),
             "matched": np.array(dataset["part"][:]) == "matched",
         }
 
-    def score_arrays(self, raw: NDArray[Any], references: dict[str, NDArray[Any]]) -> dict[str, float]:
-        """As `score`, on arrays of any sample of the rows."""
-        target, matched = references["target"], references["matched"]
-        predictions = self._predictions(raw)
+    def score_statistics(self, statistics: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+        """The metrics, on any sample of the rows."""
+        target, matched, predictions = (statistics[name] for name in ("target", "matched", "predictions"))
         scores = {}
         for name in self.metrics:
             rows = ~matched if name.endswith("_mm") else matched
@@ -211,6 +213,11 @@ class Classification(Task):
             return list(dataset["text"][:])
         pairs = zip(dataset["text"][:], dataset["text_pair"][:], strict=True)
         return [{"text": text, "text_pair": pair} for text, pair in pairs]
+
+    def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
+        """Every label's raw score."""
+        answers: list[Any] = pipe(inputs, batch_size=batch_size, top_k=None, function_to_apply="none")
+        return answers
 
     def raw_outputs(self, answers: list[Any]) -> NDArray[np.float32]:
         """[rows, labels] from lists of every label's name and score."""

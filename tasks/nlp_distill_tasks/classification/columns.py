@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from nlp_distill.errors import ColumnMissing, ColumnsUnclear
-from nlp_distill.recipe import Columns
+from nlp_distill import require_column
+from nlp_distill.errors import ColumnsUnclear
 
 PAIRS = (
     ("sentence1", "sentence2"),
@@ -27,41 +28,42 @@ FEW = 0.1
 """A column whose share of different values is below this may be a label."""
 
 
-def guess(dataset: Dataset, given: Columns, source: str) -> Columns:
+@dataclass(frozen=True)
+class Columns:
+    """The columns in use."""
+
+    text: str
+    text_pair: str | None
+    label: str | list[str]
+
+
+def guess(dataset: Dataset, given: Mapping[str, Any], source: str) -> Columns:
     """The columns given, checked, and the rest guessed. Raises `ColumnMissing`, `ColumnsUnclear`."""
-    names = dataset.column_names
-    for role, wanted in (("text", given.text), ("text_pair", given.text_pair), ("label", given.label)):
-        for name in wanted if isinstance(wanted, list) else [wanted] if wanted else []:
-            _require(name, role, names, source)
-    text, text_pair = given.text, given.text_pair
+    for role, wanted in given.items():
+        for name in wanted if isinstance(wanted, list) else [wanted]:
+            require_column(dataset.column_names, name, role, source)
+    text, text_pair = given.get("text"), given.get("text_pair")
     if text is None:
         text, text_pair = _texts(dataset, given, source)
-    label = given.label if given.label is not None else _label(dataset, {text, text_pair}, source)
+    label = given.get("label") or _label(dataset, {text, text_pair}, source)
     return Columns(text=text, text_pair=text_pair, label=label)
 
 
-def _require(name: str, role: str, names: list[str], source: str) -> None:
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ColumnMissing(source=source, column=name, columns=", ".join(names), role=role, hint=hint)
-
-
-def _texts(dataset: Dataset, given: Columns, source: str) -> tuple[str, str | None]:
+def _texts(dataset: Dataset, given: Mapping[str, Any], source: str) -> tuple[str, str | None]:
     names = {name.lower(): name for name in dataset.column_names}
-    if given.text_pair is None:
+    if given.get("text_pair") is None:
         for first, second in PAIRS:
             if first in names and second in names:
                 return names[first], names[second]
     strings = [name for name, feature in dataset.features.items() if _is_text(feature)]
-    free = [n for n in strings if n not in (given.text_pair, given.label) and n.lower() not in INDEX]
+    free = [n for n in strings if n not in (given.get("text_pair"), given.get("label")) and n.lower() not in INDEX]
     for name in TEXTS:
         if name in names and names[name] in free:
-            return names[name], given.text_pair
+            return names[name], given.get("text_pair")
     long = [name for name in free if not _few(dataset, name)] if len(free) > 1 else free
     if len(long) != 1:
         raise ColumnsUnclear(source=source, role="text", columns=", ".join(dataset.column_names))
-    return str(long[0]), given.text_pair
+    return str(long[0]), given.get("text_pair")
 
 
 def _label(dataset: Dataset, texts: set[str | None], source: str) -> str:
