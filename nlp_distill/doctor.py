@@ -71,16 +71,19 @@ def _gpu() -> str:
 def check_recipe(name: str, overrides: Sequence[str]) -> list[str]:
     """Lines about a recipe: its rows, teacher, student, terms and exports. Raises what a run would raise."""
     from nlp_distill.preflight import check
-    from nlp_distill.sources import resolve
+    from nlp_distill.starts import first_source
 
     recipe = load_recipe(name, overrides)
     task = load_task(recipe.task, recipe.options)
     rows = slices(task.load_data(recipe.data), recipe.data)
-    source = resolve(recipe.teacher.model)
+    source = first_source(recipe, task, rows.train, rows.sha256)
     found = check(recipe, task, source, len(rows.train))
     lines = [f"{name}: {rows.rows['train']:,} rows to learn from, scores on {rows.split}"]
     lines += [f"  {key}: {note}" for key, note in task.notes().items()]
-    lines.append(f"  teacher: {source.name}, {_layers(found.teacher)}, {_tries(found.tries)}")
+    if found.teacher is None:
+        lines.append("  teacher: none; the student learns from labels alone")
+    else:
+        lines.append(f"  teacher: {source.name}, {_layers(found.teacher)}, {_tries(found.tries)}")
     origin = f", from teacher layers {_maps(found.copy_map)}" if found.copy_map else ""
     lines.append(f"  student: {_layers(found.student)}{origin}")
     for phase, supervise in zip(recipe.distill.phases, found.supervise, strict=True):

@@ -131,6 +131,10 @@ class TextInvalid(DataError):
     """{source}: column '{column}' has {reason} at row {row}; every row needs text there."""
 
 
+class AnswersInvalid(DataError):
+    """{source}: column '{column}' at row {row} is not answers: give {{"text": […], "answer_start": […]}}, a text or a list of texts."""
+
+
 # Models
 
 
@@ -184,6 +188,10 @@ class SignalMissing(ModelError):
 
 class TokenizerMismatch(ModelError):
     """Teacher and student use different vocabularies ({teacher} and {student} tokens), so the same text gives them different token ids; choose a student that shares the teacher's tokenizer."""
+
+
+class TokenizerUnfit(ModelError):
+    """The model's tokenizer does not fit the task: {reason}; choose another model."""
 
 
 class TrackerMissing(UserError):

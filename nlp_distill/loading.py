@@ -181,6 +181,26 @@ def new_model(config: PretrainedConfig, auto_class: str, seed: int) -> PreTraine
     return model.float().eval()
 
 
+def has_class(folder: Path, auto_class: str) -> bool:
+    """Whether models of the folder's type can be of the class at all."""
+    import transformers
+
+    return type(load_config(folder)) in getattr(transformers, auto_class)._model_mapping
+
+
+def warm_start(folder: Path, seed: int) -> PreTrainedModel:
+    """An encoder-decoder of two copies of an encoder; what the encoder lacks (cross attention) comes from `seed`."""
+    from transformers import AutoModel, AutoModelForCausalLM, EncoderDecoderModel
+
+    common: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
+    with _seeded(seed), _quiet():
+        encoder = AutoModel.from_pretrained(folder, config=load_config(folder), **common)
+        config = load_config(folder, is_decoder=True, add_cross_attention=True)
+        decoder = AutoModelForCausalLM.from_pretrained(folder, config=config, **common)
+        model: PreTrainedModel = EncoderDecoderModel(encoder=encoder, decoder=decoder)
+    return model.float().eval()
+
+
 def has_head(folder: Path, auto_class: str) -> bool:
     """Whether the weights were saved by the class that `auto_class` would build."""
     import transformers
@@ -205,6 +225,9 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
         raise TokenizerSlow(reference=str(folder))
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    if config.is_encoder_decoder:
+        # An encoder's own tokenizer may give what a composed model does not take.
+        tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
     # Rows are padded in batches of their own lengths; the advice to pad while tokenising is not for us.
     tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
     limit = position_limit(config)
@@ -261,20 +284,28 @@ def load_ort(folder: Path, auto_class: str, precision: str, threads: int | None 
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-    settings: dict[str, Any] = dict(onnx_files(folder, precision))
-    if decoder := settings.get("decoder_file_name"):
-        merged = "merged" in decoder
-        settings |= {"use_cache": merged, "use_merged": merged, "generation_config": load_generation(folder)}
-    return getattr(optimum_ort, auto_class.replace("AutoModel", "ORTModel")).from_pretrained(
-        folder,
-        subfolder="onnx",
-        config=load_config(folder),
-        session_options=options,
-        provider="CPUExecutionProvider",
-        local_files_only=True,
-        trust_remote_code=False,
-        **settings,
+    config, files = load_config(folder), onnx_files(folder, precision)
+    kind = getattr(optimum_ort, auto_class.replace("AutoModel", "ORTModel"))
+    if "decoder_file_name" not in files:
+        return kind.from_pretrained(
+            folder,
+            subfolder="onnx",
+            config=config,
+            session_options=options,
+            provider="CPUExecutionProvider",
+            local_files_only=True,
+            trust_remote_code=False,
+            **files,
+        )
+    # Told a decoder's name, Optimum 2.1 also wants a second decoder, and would load a merged one twice.
+    encoder, decoder = (
+        onnxruntime.InferenceSession(folder / "onnx" / name, options, ["CPUExecutionProvider"])
+        for name in files.values()
     )
+    generation = load_generation(folder)
+    generation.use_cache = config.use_cache = "merged" in files["decoder_file_name"]
+    config.is_encoder_decoder = True
+    return kind(config=config, encoder_session=encoder, decoder_session=decoder, generation_config=generation)
 
 
 def load_generation(folder: Path) -> Any:
@@ -284,4 +315,6 @@ def load_generation(folder: Path) -> Any:
     file = folder / "generation_config.json"
     if not file.is_file():
         return GenerationConfig.from_model_config(load_config(folder))
-    return GenerationConfig(**scrub(json.loads(file.read_text(encoding="utf-8"))))
+    settings = scrub(json.loads(file.read_text(encoding="utf-8")))
+    # It stands for itself now: transformers must not compare it with the model's config again.
+    return GenerationConfig.from_dict({**settings, "_from_model_config": False})

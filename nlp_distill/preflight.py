@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from nlp_distill.errors import NotYet, TokenizerMismatch
+from nlp_distill.errors import NotYet, SignalMissing, TokenizerMismatch
 from nlp_distill.exports.onnx import check_exportable
 from nlp_distill.families import family_of
 from nlp_distill.layers import stack_maps
-from nlp_distill.loading import load_config, load_tokenizer
+from nlp_distill.loading import has_head, load_config, load_tokenizer
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import LayerTerm, Phase, Recipe
 from nlp_distill.sources import Source, resolve
@@ -24,16 +24,16 @@ class Feasible:
     """What a recipe will do, as far as configs tell. Maps are by stack."""
 
     tries: int
-    teacher: PretrainedConfig
+    teacher: PretrainedConfig | None
     student: PretrainedConfig
     copy_map: dict[str, list[int]] | None
     supervise: list[dict[str, list[int]]]
 
 
-def supervise_map(phase: Phase, teacher: PretrainedConfig, student: PretrainedConfig) -> dict[str, list[int]]:
+def supervise_map(phase: Phase, teacher: PretrainedConfig | None, student: PretrainedConfig) -> dict[str, list[int]]:
     """Teacher layer of each student layer, by stack; empty when no term of the phase reads layers."""
     terms = [term for term in phase.losses if isinstance(term, LayerTerm)]
-    if not terms:
+    if not terms or teacher is None:
         return {}
     theirs = {stack.name: stack.count(teacher) for stack in family_of(teacher).stacks}
     ours = {stack.name: stack.count(student) for stack in family_of(student).stacks}
@@ -42,12 +42,16 @@ def supervise_map(phase: Phase, teacher: PretrainedConfig, student: PretrainedCo
 
 def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
     """Raises the `UserError` that a run would end in after its training, before it. `rows`: to learn from."""
-    tries = len(plan(recipe.teacher, source, task, rows))
-    teacher = load_config(source.folder, **task.config_settings())
-    family_of(teacher, source.reference)
-    copied = None
-    chosen = recipe.student
-    if chosen.cut:
+    copied, chosen, tries = None, recipe.student, 0
+    first = load_config(source.folder, **task.config_settings())
+    family_of(first, source.reference)
+    teacher = first if recipe.teacher else None
+    if recipe.teacher is not None:
+        tries = len(plan(recipe.teacher, source, task, rows))
+        _check_head(recipe, task, source, tries)
+    if teacher is None:
+        student = first
+    elif chosen.cut:
         depths = cut_depths(teacher, chosen, source.reference)
         copied = stack_maps(chosen.init, depths)
         student = cut_config(teacher, depths)
@@ -63,6 +67,17 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
     if recipe.export:
         check_exportable(source, task.pipeline_task)
     return Feasible(tries, teacher, student, copied, supervise)
+
+
+def _check_head(recipe: Recipe, task: Task, source: Source, tries: int) -> None:
+    """Refuse to learn logits of a head that nobody trained."""
+    kinds = {term.kind for phase in recipe.distill.phases for term in phase.losses}
+    if not tries and "logits" in kinds and not has_head(source.folder, task.auto_class):
+        raise SignalMissing(
+            term="logits",
+            reason=f"the teacher '{source.reference}' has no {task.pipeline_task} head and is not trained",
+            fix="leave the term out, or set `teacher.finetune`",
+        )
 
 
 def _other(reference: str, teacher: Source, task: Task) -> PretrainedConfig:

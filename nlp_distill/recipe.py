@@ -100,15 +100,46 @@ class Finetune(Training):
     lora: Lora | None = Field(None, description="Train low-rank adapters instead of all weights.")
 
 
+class NewModel(Settings):
+    """A teacher of random weights, with a tokenizer learnt from the training rows; for seq2seq."""
+
+    architecture: Literal["t5", "bart"] = Field("t5", description="Kind of the model.")
+    layers: int = Field(4, ge=1, le=64, description="Layers of the encoder, and of the decoder.")
+    hidden_size: int = Field(256, ge=8, le=4096, description="Width.")
+    attention_heads: int = Field(4, ge=1, le=64, description="Heads; must divide the width.")
+    vocabulary: int = Field(4000, ge=300, le=262_144, description="Most tokens that the tokenizer learns.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> NewModel:
+        if self.hidden_size % self.attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of attention_heads {self.attention_heads}"
+            )
+        return self
+
+
 class Teacher(Settings):
     """The model to imitate."""
 
-    model: str = Field(description="Local folder, run folder, Hub id with optional @revision, or `package:NAME/path`.")
+    model: str | None = Field(
+        None,
+        description="Local folder, run folder, Hub id with optional @revision, or `package:NAME/path`. For seq2seq an "
+        "encoder (BERT) becomes both encoder and decoder.",
+    )
+    new: NewModel | None = Field(None, description="Start from random weights instead, where no checkpoint fits.")
     finetune: Finetune | Literal["auto", "none"] | None = Field(
         None,
         description="Settings of the fine-tuning; `auto`: try a few and keep the best on the selection rows; "
         "`none`: use the teacher as it is; unset: `auto`, unless the teacher has a head for the task.",
     )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Teacher:
+        if (self.model is None) == (self.new is None):
+            raise ValueError("give either `model` or `new`")
+        if self.new is not None and self.finetune == "none":
+            raise ValueError("a new teacher must be trained: give `finetune` its epochs, or leave it out")
+        return self
 
 
 class Shape(Settings):
@@ -286,7 +317,10 @@ class Recipe(Settings):
     tasks: list[str] = Field(description="Task adapters; the short form is `task: classification`.", min_length=1)
     options: dict[str, Any] = Field({}, description="The task's own settings; each task's are in docs/tasks.md.")
     data: Data = Field(description="The rows.")
-    teachers: list[Teacher] = Field(description="Teachers; the short form is `teacher: {…}`.", min_length=1)
+    teachers: list[Teacher] = Field(
+        [],
+        description="Teachers; the short form is `teacher: {…}`. None: `student.model` is fine-tuned on labels alone.",
+    )
     student: Student = Field(description="The student.")
     distill: Distill = Field(Distill(), description="The distillation.")
     control: bool = Field(False, description="Also train the same student on labels only, as a row of the table.")
@@ -314,10 +348,21 @@ class Recipe(Settings):
         """The one task."""
         return self.tasks[0]
 
+    @model_validator(mode="after")
+    def _taught(self) -> Recipe:
+        if self.teachers:
+            return self
+        if self.student.model is None:
+            raise ValueError("give a `teacher`, or `student.model` to fine-tune without one")
+        kinds = {term.kind for phase in self.distill.phases for term in phase.losses}
+        if kinds != {"labels"}:
+            raise ValueError("without a `teacher` the only term is `distill: {losses: [{kind: labels}]}`")
+        return self
+
     @property
-    def teacher(self) -> Teacher:
-        """The one teacher."""
-        return self.teachers[0]
+    def teacher(self) -> Teacher | None:
+        """The one teacher, if there is one."""
+        return self.teachers[0] if self.teachers else None
 
     def resolved(self) -> dict[str, Any]:
         """Every setting, defaults included, as plain data; read again, it gives the same recipe."""

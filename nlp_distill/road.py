@@ -28,7 +28,7 @@ from nlp_distill.loop import Notify, Rows, Setting
 from nlp_distill.precision import autocast_dtype
 from nlp_distill.recipe import Recipe
 from nlp_distill.rundir import RunDir
-from nlp_distill.sources import resolve
+from nlp_distill.starts import first_source
 from nlp_distill.task import load_task
 
 PACKAGES = (
@@ -53,11 +53,11 @@ class Road:
         self.main: bool = self.accelerator.is_main_process
         self.notify: Notify = notify if self.main else lambda kind, **fields: None
         self.slices = slices(self.task.load_data(recipe.data), recipe.data)
-        self.source = resolve(recipe.teacher.model)
+        self.source = first_source(recipe, self.task, self.slices.train, self.slices.sha256)
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The teacher's tokenizer, which its student shares."""
+        """The teacher's tokenizer, which its student shares; a student's own where there is no teacher."""
         return load_tokenizer(self.source.folder, self.recipe.max_length)
 
     @cached_property

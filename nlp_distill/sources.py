@@ -33,6 +33,7 @@ PACKAGED = {
 
 HUB_FILES = [
     "config.json",
+    "generation_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
     "tokenizer*",
@@ -41,20 +42,23 @@ HUB_FILES = [
     "special_tokens_map.json",
     "*.model",
 ]
-HUB_EXPORTS = ["onnx/model.onnx", "onnx/model_quantized.onnx"]
+HUB_EXPORTS = ["onnx/*model*.onnx", "onnx/*model*.onnx_data"]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model comes from. `sha256` covers all weight files; `name` is for tables and cards."""
+    """Where a model comes from. `sha256` covers all weight files; `name` is for tables and cards; `untrained`:
+    it must be trained before it can teach.
+    """
 
     reference: str
     folder: Path
     name: str
     revision: str | None
     sha256: str
+    untrained: bool = False
 
     def identity(self) -> dict[str, str]:
         """Hashes of all that decides what the model says: weights, config, tokenizer."""

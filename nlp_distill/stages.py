@@ -198,6 +198,8 @@ def _data_stage(road: Road) -> Made:
 
 def _teacher_stage(road: Road) -> Made:
     _settle_precision(road)
+    if road.recipe.teacher is None:
+        return [], {"how": {"name": None, "scored": False}}
     prepared = prepare(
         road.recipe.teacher,
         road.source,
@@ -230,18 +232,20 @@ def _settle_precision(road: Road) -> None:
 
 
 def _student_stage(road: Road) -> Made:
-    recipe, task = road.recipe, road.task
+    recipe, task, student = road.recipe, road.task, road.recipe.student
     if not road.main:
         return [], {}
-    teacher = load_model(road.rundir.teacher, task.auto_class)
-    student = recipe.student
     if student.cut:
+        teacher = load_model(road.rundir.teacher, task.auto_class)
         built = cut_student(teacher, student, task.auto_class, road.source.reference)
     elif student.config is not None:
+        teacher = load_model(road.rundir.teacher, task.auto_class)
         built = shaped_student(teacher, student.config, task.auto_class, recipe.seed)
+        task.configure(built.model)
     else:
         other = resolve(str(student.model))
         model = load_model(other.folder, task.auto_class, seed=recipe.seed, **task.config_settings())
+        task.configure(model)
         built = Built(model, {"kind": "checkpoint", "name": other.name, "sha256": other.sha256})
     return _publish(
         road, road.rundir.student, built.model, {"student.json": {**built.description(), "task": _task(road)}}
@@ -268,15 +272,18 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
     """Train the student through its phases, each starting from what the one before it kept."""
     setting = road.setting()
     student = load_model(road.rundir.student, road.task.auto_class)
-    teacher = load_model(road.rundir.teacher, road.task.auto_class).to(road.accelerator.device)
+    teacher = None
+    if road.recipe.teacher is not None:
+        teacher = load_model(road.rundir.teacher, road.task.auto_class).to(road.accelerator.device)
     history: list[Trained] = []
     checkpoints = road.rundir.checkpoints / stage
     for number, phase in enumerate(phases):
         name = stage if len(phases) == 1 else f"{stage} {number + 1}/{len(phases)}"
-        supervise = supervise_map(phase, teacher.config, student.config)
-        objective = Objective(phase.losses, road.task, student.config, teacher.config, supervise, road.recipe.seed)
+        theirs = teacher.config if teacher is not None else None
+        supervise = supervise_map(phase, theirs, student.config)
+        objective = Objective(phase.losses, road.task, student.config, theirs, supervise, road.recipe.seed)
         request = objective.teacher_request
-        source = LiveTeacher(teacher, road.task, request, setting.autocast) if request else None
+        source = LiveTeacher(teacher, road.task, request, setting.autocast) if teacher is not None and request else None
         key = sha256_json([stage_settings(road)[stage], road.slices.sha256, _weights_key(road), number])
         kept = CheckpointFolder(checkpoints / f"phase-{number}-{key[:12]}", key, road.main)
         trained = train(student, objective, source, road.train_rows, road.selection_rows, phase, setting, kept, name)

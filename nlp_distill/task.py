@@ -10,20 +10,20 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nlp_distill.errors import OptionInvalid, RoleUnknown, TaskUnknown
+from nlp_distill.errors import NotYet, OptionInvalid, RoleUnknown, TaskUnknown
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from numpy.typing import NDArray
     from torch import Tensor
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from nlp_distill.recipe import Data
 
@@ -47,6 +47,10 @@ class Task(ABC):
     """Name of the transformers and Optimum pipeline that serves it."""
     roles: ClassVar[tuple[str, ...]]
     """What columns are for: the keys of `data.columns`."""
+    needs_head: ClassVar[bool] = True
+    """Whether a teacher without a head for the task has nothing to teach."""
+    warm_start: ClassVar[bool] = False
+    """Whether an encoder may be made into the encoder and the decoder of the teacher."""
     options_model: ClassVar[type[Options]] = Options
     """The task's own settings."""
 
@@ -71,6 +75,10 @@ class Task(ABC):
     def columns(self, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
         """Role → column: those given, the rest guessed. Raises `ColumnMissing`, `ColumnsUnclear`."""
 
+    def texts(self, dataset: Dataset) -> Iterator[str]:
+        """All texts of the rows, for a tokenizer that is learnt from them. Raises `NotYet` where there is no need."""
+        raise NotYet(what=f"A new teacher for {self.name}", instead="give `teacher.model`")
+
     @abstractmethod
     def features(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         """Tokenised examples, unpadded: model inputs as lists, `labels`, and a stable `example_id`.
@@ -93,6 +101,9 @@ class Task(ABC):
     def config_settings(self) -> dict[str, Any]:
         """Settings for the model's config, such as `num_labels`, `id2label`, `label2id`, `problem_type`."""
         return {}
+
+    def configure(self, model: PreTrainedModel) -> None:  # noqa: B027  most tasks have nothing to settle
+        """Settle how a teacher or student answers, in what is saved with it (a generation config)."""
 
     @abstractmethod
     def logits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
@@ -118,6 +129,10 @@ class Task(ABC):
         return "softmax"
 
     # Answers and scores
+
+    def answer_tokens(self, features: Dataset) -> int | None:
+        """Tokens that a long answer has (the 90th percentile), for timing; None where nothing is generated."""
+        return None
 
     @abstractmethod
     def pipeline_inputs(self, dataset: Dataset) -> list[Any]:

@@ -55,9 +55,11 @@ def plan(teacher: Teacher, source: Source, task: Task, rows: int) -> list[Finetu
     wanted = teacher.finetune
     if isinstance(wanted, Finetune):
         return [wanted]
-    headed = has_head(source.folder, task.auto_class)
+    headed = has_head(source.folder, task.auto_class) and not source.untrained
     if wanted == "auto" or (wanted is None and not headed):
         return candidates(rows)
+    if not headed and not task.needs_head:
+        return []
     if not headed:
         raise HeadMissing(reference=source.reference, head=task.pipeline_task)
     check_labels(source, task)
@@ -69,6 +71,8 @@ def check_labels(source: Source, task: Task) -> None:
 
     Raises `LabelMismatch`.
     """
+    if not task.label_names:
+        return
     config = load_config(source.folder)
     theirs = [str(config.id2label[i]) for i in range(config.num_labels)]
     ours = task.label_names
@@ -89,7 +93,8 @@ def prepare(
     plans = plan(teacher, source, task, len(rows.lengths))
     if not plans:
         model = load_model(source.folder, task.auto_class, **task.config_settings())
-        return Prepared(model, {"finetuned": False})
+        task.configure(model)
+        return Prepared(model, {"finetuned": False, "scored": has_head(source.folder, task.auto_class)})
     tried: list[tuple[Path, dict[str, Any]]] = []
     for number, settings in enumerate(plans):
         stage = "teacher" if len(plans) == 1 else f"teacher {number + 1}/{len(plans)}"
@@ -130,6 +135,7 @@ def _finetune(
 ) -> None:
     """Train one candidate and publish it as a model folder with `trained.json`."""
     model = load_model(source.folder, setting.task.auto_class, seed=setting.seed, **setting.task.config_settings())
+    setting.task.configure(model)
     # The adapters are put into the model itself, which stays what the loop and its pipelines know.
     adapted = with_lora(model, settings.lora, setting.seed) if settings.lora else None
     trained = train_on_labels(model, settings, rows, selection, setting, checkpoints, stage)

@@ -50,7 +50,8 @@ class Variant:
 def variants(road: Road) -> list[Variant]:
     """The variants that exist, in the order of the table."""
     run = road.rundir
-    found = [Variant("teacher", run.teacher)]
+    scored = run.manifest()["stages"]["teacher"]["how"].get("scored", True)
+    found = [Variant("teacher", run.teacher)] if scored else []
     if road.recipe.control:
         found.append(Variant("control", run.control))
     found.append(Variant("student", run.model))
@@ -154,10 +155,12 @@ def measure_stage(road: Road) -> Made:
     if not road.main:
         return [], {}
     road.notify("note", message="timing each variant in a process of its own, in turns")
-    real = road.recipe.budget.sequence or int(np.percentile(road.rows(road.slices.evaluation).lengths, 90))
+    features = road.rows(road.slices.evaluation).features
+    new_tokens = road.task.answer_tokens(features)
+    real = road.recipe.budget.sequence or int(np.percentile([len(ids) for ids in features["input_ids"]], 90))
     limit = road.tokenizer.model_max_length
     sequences = sorted({min(length, limit) for length in (real, 32, 128)})
-    chosen = [Measured(v.name, str(v.folder), road.task.auto_class, v.onnx) for v in variants(road)]
+    chosen = [Measured(v.name, str(v.folder), road.task.auto_class, v.onnx, new_tokens) for v in variants(road)]
 
     def progress(done: int, total: int) -> None:
         road.notify("progress", stage="measuring", step=done, steps=total)
@@ -166,7 +169,12 @@ def measure_stage(road: Road) -> Made:
     for variant in variants(road):
         files = files_to_run(variant.folder, variant.onnx)
         measured[variant.name]["bytes"] = sum(file.stat().st_size for file in files)
-    return [], {"real_sequence": min(real, limit), "machine": road.machine(), "measured": measured}
+    return [], {
+        "real_sequence": min(real, limit),
+        "new_tokens": new_tokens,
+        "machine": road.machine(),
+        "measured": measured,
+    }
 
 
 def results_stage(road: Road) -> Made:
@@ -186,10 +194,9 @@ def results_stage(road: Road) -> Made:
 
 
 def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, records: dict[str, Any]) -> dict[str, Any]:
-    task, raw, teacher = road.task, raws[variant.name], raws["teacher"]
+    task, raw = road.task, raws[variant.name]
     metric, seed = task.primary_metric, road.recipe.seed
     score = records["evaluate"]["scores"][variant.name]
-    theirs = records["evaluate"]["scores"]["teacher"][metric]
     measured = records["measure"]["measured"][variant.name]
     entry: dict[str, Any] = {
         "name": variant.name,
@@ -202,14 +209,20 @@ def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, reco
         "n": len(raw),
         "score": score,
         "score_ci95": interval(task, raw, rows, seed),
-        "retained": round(score[metric] / theirs, 4) if theirs > 0 else None,
-        "drop": round(theirs - score[metric], 2),
-        "drop_ci95": paired_interval(task, teacher, raw, rows, seed),
-        "agreement": _rounded(agreement(task, raw, teacher)),
+        "retained": None,
+        "drop": None,
+        "drop_ci95": None,
+        "agreement": None,
         "flips": None,
         "params": _parameters(road, variant),
         **measured,
     }
+    if "teacher" in raws:
+        theirs = records["evaluate"]["scores"]["teacher"][metric]
+        entry["retained"] = round(score[metric] / theirs, 4) if theirs > 0 else None
+        entry["drop"] = round(theirs - score[metric], 2)
+        entry["drop_ci95"] = paired_interval(task, raws["teacher"], raw, rows, seed)
+        entry["agreement"] = _rounded(agreement(task, raw, raws["teacher"]))
     if variant.onnx:
         source = raws["student-onnx-fp32" if variant.precision == "int8" else "student"]
         same = agreement(task, raw, source)

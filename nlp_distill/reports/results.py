@@ -37,6 +37,7 @@ def build_results(road: Any, variants: list[dict[str, Any]], records: dict[str, 
         "student": records["student"]["origin"],
         "training": {name: records[name]["trained"] for name in ("distill", "control")},
         "real_sequence": real,
+        "new_tokens": records["measure"]["new_tokens"],
         "recommended": recommended["name"],
         "variants": variants,
         "timings_s": {stage: record["seconds"] for stage, record in records.items()},
@@ -63,7 +64,7 @@ def budget_report(variant: dict[str, Any], metric: str, budget: Budget, real: in
     }
     asked = {name: getattr(budget, name) for name in got}
     return {
-        name: {"asked": limit, "got": got[name], "met": got[name] <= limit}
+        name: {"asked": limit, "got": got[name], "met": got[name] is not None and got[name] <= limit}
         for name, limit in asked.items()
         if limit is not None
     }

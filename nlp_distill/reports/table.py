@@ -15,7 +15,8 @@ def results_table(results: dict[str, Any]) -> Table:
     real, metric, data = results["real_sequence"], results["metric"], results["data"]
     table = Table(
         title=f"{data['source']}: {metric} on {data['rows']['evaluation']:,} rows ({data['split']})",
-        caption=f"latency: batch 1, {real} tokens, {results['variants'][0]['latency_ms'][0]['threads']} thread(s)",
+        caption=f"latency: batch 1, {real} tokens{_generated(results)}, "
+        f"{results['variants'][0]['latency_ms'][0]['threads']} thread(s)",
         box=SIMPLE,
         padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -50,6 +51,10 @@ def _row(variant: dict[str, Any], results: dict[str, Any]) -> list[str]:
     ]
 
 
+def _generated(results: dict[str, Any]) -> str:
+    return f" and an answer of {results['new_tokens']}" if results["new_tokens"] else ""
+
+
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
@@ -58,11 +63,14 @@ def verdict(results: dict[str, Any]) -> list[str]:
     """What the numbers say, the budget's misses included."""
     by_name = {variant["name"]: variant for variant in results["variants"]}
     metric = results["metric"]
-    teacher, best = by_name["teacher"], by_name[results["recommended"]]
-    lines = [
-        f"Recommended: {best['name']}: {_percent(best['retained'])} of the teacher's {metric}, "
-        f"{teacher['bytes'] / best['bytes']:.1f}× smaller, {_speed(teacher, best, results):.1f}× as fast."
-    ]
+    best = by_name[results["recommended"]]
+    lines = [f"Recommended: {best['name']}"]
+    if teacher := by_name.get("teacher"):
+        lines[0] += (
+            f": {_percent(best['retained'])} of the teacher's {metric}, "
+            f"{teacher['bytes'] / best['bytes']:.1f}× smaller, {_speed(teacher, best, results):.1f}× as fast"
+        )
+    lines[0] += "."
     if "control" in by_name:
         student, control = by_name["student"], by_name["control"]
         low, high = student["gain_over_control_ci95"]
@@ -71,7 +79,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
         )
         if low > 0:
             lines.append(f"Distillation helped: {gain}.")
-        elif control["score"][metric] >= teacher["score"][metric]:
+        elif teacher and control["score"][metric] >= teacher["score"][metric]:
             lines.append(f"Distillation has nothing to give here: the control is as good as the teacher; {gain}.")
         else:
             lines.append(f"Distillation made no sure difference: {gain}.")

@@ -16,7 +16,7 @@ TIERS = [
     {"task", "rundir", "families"},
     {"sources"},
     {"recipe_file", "loading", "signals", "losses", "batches", "checkpoint", "data"},
-    {"student", "prediction", "stage_keys", "precision", "starter", "testing"},
+    {"student", "prediction", "stage_keys", "precision", "starter", "starts", "testing"},
     {"objective", "scores"},
     {"loop"},
     {"teacher", "exports", "measuring"},

@@ -1,0 +1,145 @@
+"""Teachers that no checkpoint gives: random weights with a tokenizer learnt from the data, or a warm start.
+
+A start is an ordinary model folder in the cache, named by the hash of all that it depends on, so that two runs
+on the same data share it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nlp_distill.errors import ModelNotFound
+from nlp_distill.loading import has_class, load_config, load_tokenizer, new_model, save_model, warm_start
+from nlp_distill.recipe import NewModel, Recipe
+from nlp_distill.rundir import new_folder, sha256_json
+from nlp_distill.sources import Source, resolve
+from nlp_distill.task import Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerFast
+
+SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+
+
+def cache_folder() -> Path:
+    """Where what runs share is kept: `NLP_DISTILL_CACHE`, else `~/.cache/nlp_distill`."""
+    return Path(os.environ.get("NLP_DISTILL_CACHE") or Path.home() / ".cache" / "nlp_distill")
+
+
+def first_source(recipe: Recipe, task: Task, rows: Dataset, data_sha256: Any) -> Source:
+    """Where the teacher comes from, or a student that has none.
+
+    A teacher is made first where the recipe says `new`, or where it lacks a decoder. Raises what `resolve` raises.
+    """
+    teacher, seed = recipe.teacher, recipe.seed
+    if teacher is None:
+        return resolve(str(recipe.student.model))
+    if teacher.new is not None:
+        described = {"new": teacher.new.model_dump(mode="json"), "data": data_sha256, "seed": seed}
+        folder = cache_folder() / "starts" / sha256_json(described)[:16]
+        if not (folder / "config.json").is_file():
+            _write_new(folder, teacher.new, task, rows, seed)
+        return replace(_started(folder), name=f"a new {teacher.new.architecture}")
+    assert teacher.model is not None
+    source = resolve(teacher.model)
+    if task.warm_start and not has_class(source.folder, task.auto_class):
+        described = {"warm": source.identity(), "seed": seed}
+        folder = cache_folder() / "starts" / sha256_json(described)[:16]
+        if not (folder / "config.json").is_file():
+            _write_warm(folder, source, seed)
+        return replace(_started(folder), name=f"two of {source.name}")
+    return source
+
+
+def _started(folder: Path) -> Source:
+    return replace(resolve(str(folder)), untrained=True)
+
+
+def _write_new(folder: Path, new: NewModel, task: Task, rows: Dataset, seed: int) -> None:
+    tokenizer = learn_tokenizer(task.texts(rows), new.vocabulary)
+    ids = {name.replace("token", "token_id"): getattr(tokenizer, name.replace("token", "token_id")) for name in SPECIAL}
+    settings = {**SHAPES[new.architecture](new), "vocab_size": len(tokenizer), **ids}
+    settings["decoder_start_token_id"] = tokenizer.pad_token_id
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[new.architecture](**settings)
+    with new_folder(folder) as temporary:
+        save_model(new_model(config, task.auto_class, seed), tokenizer, temporary)
+
+
+def _t5(new: NewModel) -> dict[str, Any]:
+    return {
+        "d_model": new.hidden_size,
+        "d_kv": new.hidden_size // new.attention_heads,
+        "d_ff": 4 * new.hidden_size,
+        "num_layers": new.layers,
+        "num_decoder_layers": new.layers,
+        "num_heads": new.attention_heads,
+        "dropout_rate": 0.1,
+    }
+
+
+def _bart(new: NewModel) -> dict[str, Any]:
+    return {
+        "d_model": new.hidden_size,
+        "encoder_layers": new.layers,
+        "decoder_layers": new.layers,
+        "encoder_attention_heads": new.attention_heads,
+        "decoder_attention_heads": new.attention_heads,
+        "encoder_ffn_dim": 4 * new.hidden_size,
+        "decoder_ffn_dim": 4 * new.hidden_size,
+        "max_position_embeddings": 512,
+        "forced_eos_token_id": None,
+    }
+
+
+SHAPES = {"t5": _t5, "bart": _bart}
+
+
+def learn_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer (Sennrich et al. 2016) of at most `vocabulary` tokens; it ends texts with `</s>`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=[*SPECIAL.values()], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    eos = SPECIAL["eos_token"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {eos}", pair=f"$A {eos} $B {eos}", special_tokens=[(eos, tokenizer.token_to_id(eos))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+        **SPECIAL,
+    )
+
+
+def _write_warm(folder: Path, source: Source, seed: int) -> None:
+    """Two copies of an encoder as encoder and decoder (Rothe et al. 2020, arXiv:1907.12461)."""
+    tokenizer = load_tokenizer(source.folder)
+    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+        raise ModelNotFound(
+            reference=source.reference,
+            reason=f"a {load_config(source.folder).model_type} cannot be made an encoder and a decoder",
+            fix="Give a model with an encoder and a decoder, such as a T5.",
+        )
+    model = warm_start(source.folder, seed)
+    model.config.decoder_start_token_id = tokenizer.cls_token_id
+    model.config.eos_token_id = tokenizer.sep_token_id
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.vocab_size = model.config.decoder.vocab_size
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    with new_folder(folder) as temporary:
+        save_model(model, tokenizer, temporary)

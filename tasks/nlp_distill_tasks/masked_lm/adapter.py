@@ -1,0 +1,219 @@
+"""The masked-language-model adapter: what differs between learning from unlabelled text and other tasks."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, DatasetDict
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from nlp_distill import Options, Task, read_splits, require_column
+from nlp_distill.errors import ColumnsUnclear, TextInvalid, TokenizerUnfit
+from nlp_distill.recipe import Data
+from nlp_distill.task import Batch
+
+IGNORED = -100
+NAMES = ("text", "sentence", "content", "document", "review", "body")
+WORD = re.compile(r"[^\W\d_]{2,}")
+FREQUENT = 5
+"""A word is asked for when train has it at least this often: others are rarely one token."""
+GUESSES = 5
+RIGHT_MASK, RANDOM = 0.8, 0.1
+"""Of the chosen tokens these shares become the mask and a random token (BERT, Devlin et al. 2019)."""
+
+
+class MaskedOptions(Options):
+    """Settings of masked language modelling."""
+
+    mask_share: float = Field(0.15, gt=0, lt=1, description="Share of an example's tokens that are to be predicted.")
+
+
+class MaskedLM(Task):
+    """Predict hidden tokens of plain text."""
+
+    name = "masked_lm"
+    auto_class = "AutoModelForMaskedLM"
+    pipeline_task = "fill-mask"
+    roles = ("text",)
+    options_model = MaskedOptions
+    needs_head = False
+
+    primary_metric = "accuracy"
+    label_names: list[str] = []  # noqa: RUF012  no labels; never changed
+    used: str
+    _words: frozenset[str]
+    _examples: list[Any]
+
+    def load_data(self, spec: Data) -> DatasetDict:
+        """Rows with `text`, and of each a word to ask for: `begin` and `end`, in characters (equal: none)."""
+        self.check_roles(spec.columns)
+        source = spec.files if isinstance(spec.files, str) else spec.dataset or "data.files"
+        raw = read_splits(spec)
+        self.used = self.columns(raw["train"], spec.columns)["text"]
+        counts = Counter(word.lower() for text in raw["train"][self.used][:] for word in WORD.findall(str(text)))
+        self._words = frozenset(word for word, count in counts.items() if count >= FREQUENT)
+        kept = [name for name in ("train", "validation") if name in raw]
+        made = DatasetDict({name: self._checked(raw[name], f"{source} {name}") for name in kept})
+        self._examples = made["train"]["text"][: min(4, len(made["train"]))]
+        return made
+
+    def _checked(self, rows: Dataset, source: str) -> Dataset:
+        texts = rows[self.used][:]
+        begins, ends = [], []
+        for row, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise TextInvalid(source=source, column=self.used, reason="no text", row=row)
+            places = [found.span() for found in WORD.finditer(text) if found.group().lower() in self._words]
+            chosen = places[_hash(text) % len(places)] if places else (0, 0)
+            begins.append(chosen[0])
+            ends.append(chosen[1])
+        return Dataset.from_dict({"text": texts, "begin": begins, "end": ends})
+
+    def columns(self, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The column with the text."""
+        self.check_roles(given)
+        names = dataset.column_names
+        chosen = given.get("text") or next((name for name in NAMES if name in names), None)
+        if chosen is None:
+            raise ColumnsUnclear(source="data", role="text", columns=", ".join(names))
+        require_column(names, chosen, "text", "data")
+        return {"text": chosen}
+
+    def features(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+        """Tokens of each text, and which of them are special."""
+        if tokenizer.mask_token_id is None:
+            raise TokenizerUnfit(reason="it has no mask token")
+        texts = dataset["text"][:]
+        encoded = tokenizer(texts, truncation=True, max_length=max_length, return_special_tokens_mask=True)
+        names = [name for name in tokenizer.model_input_names if name in encoded]
+        columns = {name: encoded[name] for name in names}
+        special = encoded["special_tokens_mask"]
+        return Dataset.from_dict({**columns, "special": special, "example_id": range(len(texts))})
+
+    def collate(
+        self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+    ) -> Callable[[list[dict[str, Any]]], Batch]:
+        """Pad to the longest example; hide tokens by its `noise`, so that each pass hides others."""
+        mask = tokenizer.mask_token_id
+
+        def hide(row: dict[str, Any]) -> tuple[list[int], list[int]]:
+            chance = np.random.default_rng(row["noise"])
+            ids, special = np.array(row["input_ids"]), np.array(row["special"], dtype=bool)
+            order = chance.permutation(np.flatnonzero(~special))
+            chosen = order[: max(1, round(self.options.mask_share * len(order)))]
+            labels = np.full(len(ids), IGNORED)
+            labels[chosen] = ids[chosen]
+            kind = chance.random(len(chosen))
+            others = chance.integers(0, config.vocab_size, len(chosen))
+            random = np.where(kind < RIGHT_MASK + RANDOM, others, ids[chosen])
+            ids[chosen] = np.where(kind < RIGHT_MASK, mask, random)
+            return ids.tolist(), labels.tolist()
+
+        def collate(rows: list[dict[str, Any]]) -> Batch:
+            hidden = [hide(row) for row in rows]
+            inputs = [
+                {**{name: row[name] for name in tokenizer.model_input_names if name in row}, "input_ids": ids}
+                for row, (ids, _) in zip(rows, hidden, strict=True)
+            ]
+            batch: Batch = dict(tokenizer.pad(inputs, padding=True, return_tensors="pt"))
+            width = batch["input_ids"].shape[1]
+            batch["labels"] = torch.tensor([labels + [IGNORED] * (width - len(labels)) for _, labels in hidden])
+            batch["example_id"] = torch.tensor([row["example_id"] for row in rows])
+            return batch
+
+        return collate
+
+    def logits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Over the vocabulary, of the hidden tokens of the whole batch: [hidden, V]."""
+        return {"logits": outputs.logits[batch["labels"] != IGNORED]}
+
+    def label_loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Sum over the hidden tokens of the cross entropy."""
+        hidden = batch["labels"] != IGNORED
+        return F.cross_entropy(outputs.logits[hidden].float(), batch["labels"][hidden], reduction="sum")
+
+    def term_mask(self, batch: Batch, signal: str, stack: str) -> Tensor:
+        """Every hidden token; of layers every token that is not padding."""
+        if signal in ("logits", "labels"):
+            hidden: Tensor = batch["labels"] != IGNORED
+            return hidden[hidden]
+        mask: Tensor = batch["attention_mask"].bool()
+        return mask
+
+    def pipeline_inputs(self, dataset: Dataset) -> list[Any]:
+        """Each text with the place of the word that is asked for; `answers` hides it."""
+        rows = zip(dataset["text"][:], dataset["begin"][:], dataset["end"][:], strict=True)
+        return [{"text": text, "begin": begin, "end": end} for text, begin, end in rows]
+
+    def pipeline_settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Texts are cut at the model's limit."""
+        return {"tokenizer_kwargs": {"truncation": True, "max_length": tokenizer.model_max_length}}
+
+    def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
+        """The likeliest tokens for each hidden word; none where a text has no word to ask for."""
+        asked = [row for row in inputs if row["end"] > row["begin"]]
+        texts = [_hidden(row, pipe.tokenizer.mask_token, pipe.tokenizer.model_max_length) for row in asked]
+        found = iter(pipe(texts, batch_size=batch_size, top_k=GUESSES) if texts else [])
+        if len(texts) == 1:
+            found = iter([list(found)])
+            found = iter([guesses[0] if isinstance(guesses[0], list) else guesses for guesses in found])
+        return [next(found) if row["end"] > row["begin"] else [] for row in inputs]
+
+    def raw_outputs(self, answers: list[Any]) -> NDArray[Any]:
+        """The likeliest tokens of each row, the best first."""
+        raw = np.empty(len(answers), dtype=object)
+        raw[:] = [{"guesses": [guess["token_str"].strip().lower() for guess in row]} for row in answers]
+        return raw
+
+    def statistics(self, raw: NDArray[Any], dataset: Dataset) -> dict[str, NDArray[Any]]:
+        """Whether the hidden word is the first guess, or among them; NaN where nothing was asked.
+
+        A word of several tokens can never be guessed, by no variant.
+        """
+        words = [row["text"][row["begin"] : row["end"]].lower() for row in self.pipeline_inputs(dataset)]
+        first, among = [], []
+        for row, word in zip(raw, words, strict=True):
+            first.append(float(row["guesses"][:1] == [word]) if word else np.nan)
+            among.append(float(word in row["guesses"]) if word else np.nan)
+        return {"accuracy": np.array(first), f"accuracy_top{GUESSES}": np.array(among)}
+
+    def score_statistics(self, statistics: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+        """Shares of the words that were asked for."""
+        asked = {name: values[~np.isnan(values)] for name, values in statistics.items()}
+        return {name: 100.0 * float(values.mean()) if len(values) else 0.0 for name, values in asked.items()}
+
+    def decisions(self, raw: NDArray[Any]) -> NDArray[Any]:
+        """The first guesses."""
+        return np.array([(row["guesses"] or [""])[0] for row in raw], dtype=object)
+
+    def example_inputs(self) -> list[Any]:
+        """The first texts of train."""
+        return self._examples
+
+    def notes(self) -> dict[str, str]:
+        """The column, and what is scored."""
+        return {
+            "columns": f"text in '{self.used}'",
+            "metrics": "share of hidden words, one a text, that are guessed (all letters in lower case)",
+        }
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+
+
+def _hidden(row: dict[str, Any], mask: str, limit: int) -> str:
+    """The text with its word hidden, and with only so many words around it as surely fit."""
+    before, after = row["text"][: row["begin"]].split(" "), row["text"][row["end"] :].split(" ")
+    words = max(1, limit // 4)
+    return " ".join(before[-words:]) + mask + " ".join(after[:words])

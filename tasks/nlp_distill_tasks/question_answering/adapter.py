@@ -1,0 +1,199 @@
+"""The question-answering adapter: what differs between extractive question answering and other tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, DatasetDict
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from nlp_distill import Options, Task, read_splits
+from nlp_distill.recipe import Data
+from nlp_distill.task import Batch
+from nlp_distill_tasks.question_answering.rows import Repairs, checked, columns
+from nlp_distill_tasks.question_answering.squad import best_threshold, exact_match, f1
+from nlp_distill_tasks.question_answering.windows import stride_of, windows
+
+IMPOSSIBLE = -1e5
+"""Logit of a token where no answer may begin or end."""
+CANDIDATES = 5
+"""Answers asked for where the score of "no answer" is needed too."""
+
+
+class AnsweringOptions(Options):
+    """Settings of question answering."""
+
+    stride: int = Field(128, ge=0, description="Tokens that neighbouring windows of a long context share.")
+    max_answer_tokens: int = Field(30, ge=1, description="Longest answer, in tokens.")
+    no_answer: bool | None = Field(
+        None, description="Whether a question may have no answer (SQuAD v2); unset: as the training rows have it."
+    )
+
+
+class QuestionAnswering(Task):
+    """SQuAD v1, and v2 where some questions have no answer."""
+
+    name = "question_answering"
+    auto_class = "AutoModelForQuestionAnswering"
+    pipeline_task = "question-answering"
+    roles = ("question", "context", "answers")
+    options_model = AnsweringOptions
+
+    primary_metric = "f1"
+    label_names: list[str] = []  # noqa: RUF012  an instance's attribute by contract; never changed here
+    used: dict[str, str]
+    _notes: dict[str, str]
+    _examples: list[Any]
+
+    def load_data(self, spec: Data) -> DatasetDict:
+        """Checked rows with `question`, `context`, `texts` and `starts`."""
+        self.check_roles(spec.columns)
+        source = spec.files if isinstance(spec.files, str) else spec.dataset or "data.files"
+        raw = read_splits(spec)
+        self.used = columns(raw["train"], spec.columns, f"{source} train")
+        repairs = Repairs()
+        made = {"train": checked(raw["train"], self.used, f"{source} train", repairs)}
+        for name in ("validation", "test"):
+            if name in raw and (name == "validation" or "validation" not in raw):
+                made[name] = checked(raw[name], self.used, f"{source} {name}", None)
+        none = sum(not texts for texts in made["train"]["texts"][:])
+        if self.options.no_answer is None:
+            self.options = self.options.model_copy(update={"no_answer": none > 0})
+        said = repairs.note(len(raw["train"]))
+        self._notes = {
+            "columns": ", ".join(f"{role} in '{name}'" for role, name in self.used.items()),
+            "questions": f"{none:,} of {len(made['train']):,} have no answer" if none else "all have an answer",
+            **({"answers": said} if said else {}),
+            "metrics": "exact match and F1 as SQuAD's official script defines them, computed here",
+        }
+        self._examples = self.pipeline_inputs(made["train"].select(range(min(4, len(made["train"])))))
+        return DatasetDict(made)
+
+    def columns(self, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Role → column."""
+        self.check_roles(given)
+        return columns(dataset, given, "data")
+
+    def features(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+        """Windows of the contexts; a window's `example_id` is its number."""
+        made = windows(dataset, tokenizer, max_length, stride_of(self.options.stride, max_length))
+        return Dataset.from_dict({**made, "example_id": range(len(made["start"]))})
+
+    def collate(
+        self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+    ) -> Callable[[list[dict[str, Any]]], Batch]:
+        """Pad to the longest window."""
+
+        def collate(rows: list[dict[str, Any]]) -> Batch:
+            inputs = [{name: row[name] for name in tokenizer.model_input_names if name in row} for row in rows]
+            batch: Batch = dict(tokenizer.pad(inputs, padding=True, return_tensors="pt"))
+            width = batch["input_ids"].shape[1]
+            spans = [row["spans"] + [0] * (width - len(row["spans"])) for row in rows]
+            batch["spans"] = torch.tensor(spans, dtype=torch.bool)
+            batch["labels"] = torch.tensor([(row["start"], row["end"]) for row in rows])
+            batch["example_id"] = torch.tensor([row["example_id"] for row in rows])
+            return batch
+
+        return collate
+
+    def logits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Where the answer begins and where it ends, each [B, tokens]: over the context and the first token."""
+        outside = ~batch["spans"]
+        return {
+            "start": outputs.start_logits.float().masked_fill(outside, IMPOSSIBLE),
+            "end": outputs.end_logits.float().masked_fill(outside, IMPOSSIBLE),
+        }
+
+    def label_loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Sum over windows of the mean of both cross entropies."""
+        logits = self.logits(outputs, batch)
+        both = [F.cross_entropy(logits[name], batch["labels"][:, i], reduction="sum") for i, name in enumerate(logits)]
+        return torch.stack(both).mean()
+
+    def term_mask(self, batch: Batch, signal: str, stack: str) -> Tensor:
+        """Every window; of layers the tokens of the context and the first, neither question nor padding."""
+        mask: Tensor = batch["spans"]
+        return mask.new_ones(mask.shape[0]) if signal in ("logits", "labels") else mask
+
+    def pipeline_inputs(self, dataset: Dataset) -> list[Any]:
+        """A question and its context for each row."""
+        pairs = zip(dataset["question"][:], dataset["context"][:], strict=True)
+        return [{"question": question, "context": context} for question, context in pairs]
+
+    def pipeline_settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Windows as in training, and "no answer" where the data knows it."""
+        return {
+            "max_seq_len": tokenizer.model_max_length,
+            "doc_stride": stride_of(self.options.stride, tokenizer.model_max_length),
+            "max_answer_len": self.options.max_answer_tokens,
+            "handle_impossible_answer": bool(self.options.no_answer),
+        }
+
+    def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
+        """The pipeline's answer; where there may be none also the best other one, and the score of none."""
+        asked = {name: [row[name] for row in inputs] for name in ("question", "context")}
+        first = _listed(pipe(**asked, batch_size=batch_size), len(inputs))
+        found = [{"answer": answer["answer"], "score": answer["score"]} for answer in first]
+        if self.options.no_answer:
+            several = pipe(**asked, batch_size=batch_size, top_k=CANDIDATES)
+            for answer, others in zip(found, [several] if len(inputs) == 1 else several, strict=True):
+                texts = [other for other in _listed(others, 1, single=True) if other["answer"]]
+                none = [other["score"] for other in _listed(others, 1, single=True) if not other["answer"]]
+                best = texts[0] if texts else {"answer": "", "score": 0.0}
+                answer |= {"best": best["answer"], "none": (none or [0.0])[0] - best["score"]}
+        return found
+
+    def raw_outputs(self, answers: list[Any]) -> NDArray[Any]:
+        """One mapping a row: `answer` and `score`; of v2 also `best` (text) and `none` (score of none less its)."""
+        raw = np.empty(len(answers), dtype=object)
+        raw[:] = answers
+        return raw
+
+    def statistics(self, raw: NDArray[Any], dataset: Dataset) -> dict[str, NDArray[Any]]:
+        """Exact match and F1 of each row, 0–1."""
+        golden = dataset["texts"][:]
+        found = {
+            "exact": np.array([exact_match(row["answer"], texts) for row, texts in zip(raw, golden, strict=True)]),
+            "f1": np.array([f1(row["answer"], texts) for row, texts in zip(raw, golden, strict=True)]),
+        }
+        if self.options.no_answer:
+            found["answerable"] = np.array([bool(texts) for texts in golden])
+            found["best"] = np.array([f1(row["best"], texts) for row, texts in zip(raw, golden, strict=True)])
+            found["none"] = np.array([row["none"] for row in raw])
+        return found
+
+    def score_statistics(self, statistics: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+        """`f1` and `exact`; of v2 also F1 by kind of question, and with the best threshold for "no answer"."""
+        scores = {name: 100.0 * float(statistics[name].mean()) for name in ("f1", "exact")}
+        if self.options.no_answer:
+            answerable = statistics["answerable"]
+            for name, rows in (("f1_answerable", answerable), ("f1_unanswerable", ~answerable)):
+                if rows.any():
+                    scores[name] = 100.0 * float(statistics["f1"][rows].mean())
+            _, best = best_threshold(statistics["none"], statistics["best"], answerable)
+            scores["f1_best_threshold"] = 100.0 * best
+        return scores
+
+    def decisions(self, raw: NDArray[Any]) -> NDArray[Any]:
+        """The answers."""
+        return np.array([row["answer"] for row in raw], dtype=object)
+
+    def example_inputs(self) -> list[Any]:
+        """The first rows of train."""
+        return self._examples
+
+    def notes(self) -> dict[str, str]:
+        """Columns, questions without an answer, answers that were repaired."""
+        return self._notes
+
+
+def _listed(answers: Any, rows: int, single: bool = False) -> list[dict[str, Any]]:
+    """Of one question the pipeline gives no list."""
+    return answers if isinstance(answers, list) and (rows > 1 or single) else [answers]

@@ -1,0 +1,199 @@
+"""The seq2seq adapter: what differs between text-to-text tasks and others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, DatasetDict
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from nlp_distill import Options, Task, read_splits
+from nlp_distill.recipe import Data
+from nlp_distill.task import Batch
+from nlp_distill_tasks.seq2seq.metrics import BLEU_SIGNATURE, CHRF_SIGNATURE, scores, statistics
+from nlp_distill_tasks.seq2seq.rows import checked, columns
+
+IGNORED = -100
+
+
+class Seq2SeqOptions(Options):
+    """Settings of text-to-text tasks."""
+
+    metric: str = Field(
+        "bleu", pattern="^(bleu|chrf|rouge1|rouge2|rougeL)$", description="What is selected and compared by."
+    )
+    prefix: str = Field("", description="Text before every source, as T5 was trained with.")
+    max_target_length: int = Field(64, ge=2, le=4096, description="Tokens kept of a target; most tokens of an answer.")
+    num_beams: int = Field(1, ge=1, le=64, description="Beams of the search; 1: greedy.")
+    length_penalty: float = Field(1.0, description="Above 0 favours longer answers of a beam search.")
+    no_repeat_ngram_size: int = Field(
+        0, ge=0, description="No n-gram of this size occurs twice in an answer; 0: any may."
+    )
+
+
+class Seq2Seq(Task):
+    """Translation, summarisation, data to text."""
+
+    name = "seq2seq"
+    auto_class = "AutoModelForSeq2SeqLM"
+    pipeline_task = "text2text-generation"
+    roles = ("source", "target")
+    options_model = Seq2SeqOptions
+    warm_start = True
+
+    label_names: list[str] = []  # noqa: RUF012  no labels; never changed
+    used: dict[str, str]
+    _rows: str
+    _cut: str | None = None
+    _examples: list[Any]
+
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(options)
+        self.primary_metric = self.options.metric
+
+    def load_data(self, spec: Data) -> DatasetDict:
+        """Checked rows with `source`, `target` and `references`."""
+        self.check_roles(spec.columns)
+        source = spec.files if isinstance(spec.files, str) else spec.dataset or "data.files"
+        raw = read_splits(spec)
+        self.used = columns(raw["train"], spec.columns, f"{source} train")
+        made = {"train": checked(raw["train"], self.used, f"{source} train", group=False)}
+        for name in ("validation", "test"):
+            if name in raw and (name == "validation" or "validation" not in raw):
+                made[name] = checked(raw[name], self.used, f"{source} {name}", group=True)
+        self._examples = self.pipeline_inputs(made["train"].select(range(min(4, len(made["train"])))))
+        return DatasetDict(made)
+
+    def columns(self, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Role → column."""
+        self.check_roles(given)
+        return columns(dataset, given, "data")
+
+    def texts(self, dataset: Dataset) -> Iterator[str]:
+        """Sources and targets."""
+        yield from (self.options.prefix + text for text in dataset["source"][:])
+        yield from dataset["target"][:]
+
+    def features(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+        """Tokens of the source, and `labels`: tokens of the target, both with the tokenizer's special tokens."""
+        sources = [self.options.prefix + text for text in dataset["source"][:]]
+        encoded = tokenizer(sources, truncation=True, max_length=max_length)
+        whole = tokenizer(text_target=dataset["target"][:])["input_ids"]
+        limit = self.options.max_target_length
+        labels = tokenizer(text_target=dataset["target"][:], truncation=True, max_length=limit)["input_ids"]
+        cut = [row for row, ids in enumerate(whole) if len(ids) > limit]
+        if cut and self._cut is None:
+            rows = ", ".join(map(str, cut[:5])) + (" …" if len(cut) > 5 else "")
+            self._cut = f"{len(cut):,} of {len(whole):,} are cut at max_target_length {limit} (rows {rows})"
+        names = [name for name in ("input_ids", "attention_mask") if name in encoded]
+        return Dataset.from_dict(
+            {
+                **{name: encoded[name] for name in names},
+                "labels": labels,
+                "length": [len(ids) + len(target) for ids, target in zip(encoded["input_ids"], labels, strict=True)],
+                "example_id": range(len(labels)),
+            }
+        )
+
+    def configure(self, model: PreTrainedModel) -> None:
+        """How the model generates, saved with it."""
+        generation = model.generation_config
+        assert generation is not None
+        generation._from_model_config = False
+        generation.max_length = None
+        generation.max_new_tokens = self.options.max_target_length
+        for name in ("num_beams", "length_penalty", "no_repeat_ngram_size"):
+            setattr(generation, name, getattr(self.options, name))
+        for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id", "bos_token_id"):
+            setattr(generation, name, getattr(model.config, name, None))
+        # Sampling and forced tokens of another task would make answers that nobody trained.
+        generation.do_sample, generation.early_stopping = False, self.options.num_beams > 1
+        generation.forced_bos_token_id = generation.forced_eos_token_id = None
+
+    def collate(
+        self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+    ) -> Callable[[list[dict[str, Any]]], Batch]:
+        """Pad both sides; the decoder reads the labels one place later, behind the start token."""
+        start, pad = config.decoder_start_token_id, config.pad_token_id
+
+        def collate(rows: list[dict[str, Any]]) -> Batch:
+            inputs = [{name: row[name] for name in ("input_ids", "attention_mask") if name in row} for row in rows]
+            batch: Batch = dict(tokenizer.pad(inputs, padding=True, return_tensors="pt"))
+            # A tokenizer that begins texts with the start token (BERT's [CLS]) would make it the first answer.
+            targets = [row["labels"][row["labels"][0] == start :] for row in rows]
+            width = max(map(len, targets))
+            labels = torch.tensor([ids + [IGNORED] * (width - len(ids)) for ids in targets])
+            batch["labels"] = labels
+            before = torch.full((len(rows), 1), start)
+            batch["decoder_input_ids"] = torch.cat([before, labels[:, :-1].masked_fill(labels[:, :-1] < 0, pad)], dim=1)
+            batch["example_id"] = torch.tensor([row["example_id"] for row in rows])
+            return batch
+
+        return collate
+
+    def logits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """One distribution over the vocabulary for each token of the target, [B, T, V]."""
+        return {"logits": outputs.logits}
+
+    def label_loss(self, outputs: Any, batch: Batch) -> Tensor:
+        """Sum over the tokens of the targets of the cross entropy."""
+        logits = outputs.logits.float().flatten(0, 1)
+        return F.cross_entropy(logits, batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def term_mask(self, batch: Batch, signal: str, stack: str) -> Tensor:
+        """Tokens that are not padding: of the target for logits, labels and the decoder, of the source else."""
+        if signal in ("logits", "labels") or stack == "decoder":
+            of_target: Tensor = batch["labels"] != IGNORED
+            return of_target
+        of_source: Tensor = batch["attention_mask"].bool()
+        return of_source
+
+    def answer_tokens(self, features: Dataset) -> int | None:
+        """The 90th percentile of the targets' lengths."""
+        return int(np.percentile([len(ids) for ids in features["labels"]], 90))
+
+    def pipeline_inputs(self, dataset: Dataset) -> list[Any]:
+        """Each source behind its prefix."""
+        return [self.options.prefix + text for text in dataset["source"][:]]
+
+    def pipeline_settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """Sources are cut at the tokenizer's limit; how answers are generated lies in `generation_config.json`."""
+        return {"truncation": True}
+
+    def raw_outputs(self, answers: list[Any]) -> NDArray[Any]:
+        """The texts."""
+        raw = np.empty(len(answers), dtype=object)
+        raw[:] = [(answer[0] if isinstance(answer, list) else answer)["generated_text"].strip() for answer in answers]
+        return raw
+
+    def statistics(self, raw: NDArray[Any], dataset: Dataset) -> dict[str, NDArray[Any]]:
+        """Counts that BLEU and chrF are made of, and ROUGE, of each row."""
+        return statistics(list(raw), dataset["references"][:])
+
+    def score_statistics(self, statistics: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+        """All metrics, the chosen one first."""
+        found = scores(statistics)
+        return {self.primary_metric: found[self.primary_metric], **found}
+
+    def decisions(self, raw: NDArray[Any]) -> NDArray[Any]:
+        """The texts."""
+        return raw
+
+    def example_inputs(self) -> list[Any]:
+        """The first sources of train."""
+        return self._examples
+
+    def notes(self) -> dict[str, str]:
+        """Columns, how scores are computed, and what was cut."""
+        return {
+            "columns": ", ".join(f"{role} in '{name}'" for role, name in self.used.items()),
+            "metrics": f"BLEU {BLEU_SIGNATURE}; chrF {CHRF_SIGNATURE}; ROUGE by rouge_score with its stemmer",
+            **({"targets": self._cut} if self._cut else {}),
+        }

@@ -1,0 +1,65 @@
+"""Pairs of texts of somebody's own table, checked; rows that share a source share its references."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+
+from nlp_distill import require_column
+from nlp_distill.errors import ColumnsUnclear, TextInvalid
+
+PAIRS = (
+    ("source", "target"),
+    ("input", "output"),
+    ("input_text", "target_text"),
+    ("input_text", "target"),
+    ("input_text", "references"),
+    ("article", "highlights"),
+    ("document", "summary"),
+    ("dialogue", "summary"),
+    ("text", "summary"),
+    ("email_body", "subject_line"),
+    ("meaning_representation", "human_reference"),
+    ("prompt", "response"),
+)
+
+
+def columns(dataset: Dataset, given: Mapping[str, Any], source: str) -> dict[str, str]:
+    """Role → column: those given, the rest by their usual names. Raises `ColumnMissing`, `ColumnsUnclear`."""
+    names = dataset.column_names
+    for role, name in given.items():
+        require_column(names, name, role, source)
+    if {"source", "target"} <= given.keys():
+        return {"source": given["source"], "target": given["target"]}
+    for first, second in PAIRS:
+        if first in names and second in names:
+            return {"source": first, "target": second, **given}
+    unclear = "target" if "source" in given else "source"
+    raise ColumnsUnclear(source=source, role=unclear, columns=", ".join(names))
+
+
+def checked(dataset: Dataset, used: Mapping[str, str], source: str, group: bool) -> Dataset:
+    """Rows with `source`, `target` (the first reference) and `references`.
+
+    A list of references is one row of each in training; with `group` (rows to be scored) rows of one source are
+    one row with all their references. Raises `TextInvalid`.
+    """
+    sources, targets = dataset[used["source"]][:], dataset[used["target"]][:]
+    found: dict[str, list[str]] = {}
+    pairs: list[tuple[str, str]] = []
+    for row, (text, target) in enumerate(zip(sources, targets, strict=True)):
+        references = list(target) if isinstance(target, list) else [target]
+        for role, values in (("source", [text]), ("target", references or [None])):
+            if not all(isinstance(value, str) and value.strip() for value in values):
+                raise TextInvalid(source=source, column=used[role], reason="no text", row=row)
+        kept = [reference.strip() for reference in references]
+        found.setdefault(text, []).extend(kept)
+        pairs += [(text, reference) for reference in kept]
+    if group:
+        entries = [(text, references[0], references) for text, references in found.items()]
+    else:
+        entries = [(text, reference, [reference]) for text, reference in pairs]
+    made = zip(*entries, strict=True)
+    return Dataset.from_dict(dict(zip(("source", "target", "references"), map(list, made), strict=True)))
