@@ -181,15 +181,18 @@ def predict(
     model: Annotated[str, typer.Argument(help="The folder of a run, a model folder, or a Hub id.")],
     text: Annotated[list[str] | None, typer.Argument(help="Texts; none: one a line from standard input.")] = None,
     variant: Annotated[str | None, typer.Option("--variant", help="For example student-onnx-int8.")] = None,
-    text_pair: Annotated[str | None, typer.Option("--text-pair", help="Second text of a pair.")] = None,
+    text_pair: Annotated[
+        str | None, typer.Option("--text-pair", help="Second text of a pair; the context of a question.")
+    ] = None,
 ) -> None:
     """Predict with the recommended variant; one JSON object a line."""
-    from nlp_distill.prediction import load_pipeline
+    from nlp_distill.prediction import load_variant
 
-    pipe = load_pipeline(model, variant)
+    task, pipe = load_variant(model, variant)
     for line in text or (stripped for line in sys.stdin if (stripped := line.rstrip("\n"))):
         inputs = {"text": line, "text_pair": text_pair} if text_pair is not None else line
-        sys.stdout.write(json.dumps({"inputs": inputs, "outputs": pipe(inputs)}, ensure_ascii=False) + "\n")
+        outputs = task.ask(pipe, line, text_pair)
+        sys.stdout.write(json.dumps({"inputs": inputs, "outputs": outputs}, ensure_ascii=False) + "\n")
         sys.stdout.flush()
 
 
@@ -197,11 +200,14 @@ def predict(
 def doctor(
     recipe: Annotated[str | None, typer.Argument(help="Also check that this recipe can run here.")] = None,
     override: OverrideOption = None,
+    model: Annotated[str | None, typer.Option("--model", help="Say what can be done with this model.")] = None,
+    task: Annotated[str, typer.Option("--task", help="The task to judge --model for.")] = "classification",
 ) -> None:
-    """Say what is installed, what this machine offers, and whether a recipe can run, without training."""
-    from nlp_distill.doctor import check_recipe, report
+    """Say what is installed, what this machine offers, and what a recipe or a model can do; trains nothing."""
+    from nlp_distill.doctor import check_model, check_recipe, report
 
-    for line in [*report(), *(check_recipe(recipe, override or []) if recipe else [])]:
+    checks = [*(check_recipe(recipe, override or []) if recipe else []), *(check_model(model, task) if model else [])]
+    for line in [*report(), *checks]:
         out_console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 

@@ -93,6 +93,40 @@ def check_recipe(name: str, overrides: Sequence[str]) -> list[str]:
     return [*lines, "  ready to run"]
 
 
+def check_model(reference: str, task_name: str) -> list[str]:
+    """Lines about a model as a teacher for a task: whether it can be cut, give each signal, and be exported.
+
+    Raises what `resolve` raises, `UnknownFamily`.
+    """
+    from nlp_distill.errors import NotExportable
+    from nlp_distill.exports.onnx import check_exportable
+    from nlp_distill.loading import has_class, has_head, load_config
+    from nlp_distill.sources import resolve
+
+    task, source = load_task(task_name), resolve(reference)
+    config = load_config(source.folder)
+    stacks = family_of(config, reference).stacks
+    lines = [f"{source.name}: {config.model_type}, {_layers(config)}"]
+    fits = has_class(source.folder, task.auto_class)
+    if not fits and not task.warm_start:
+        return [*lines, f"  {task_name}: no; transformers has no {task.auto_class} of a {config.model_type}"]
+    if not fits:
+        return [*lines, f"  {task_name}: as encoder and decoder of one model (warm start), trained first"]
+    headed = has_head(source.folder, task.auto_class)
+    lines.append(f"  {task_name}: yes; {'it has' if headed else 'it gets'} a {task.pipeline_task} head")
+    shared = "; one shared block: fewer layers are fewer applications of it" if stacks[0].shared else ""
+    lines.append(f"  cut to fewer layers: yes{shared}")
+    scores = all(stack.scores != "none" for stack in stacks)
+    terms = ["logits", "labels", "hidden", "relation", *(["attention"] if scores else [])]
+    without = "" if scores else "; attention: no, queries and keys alone do not give its scores"
+    lines.append(f"  terms: {', '.join(terms)}{without}")
+    try:
+        check_exportable(source, task.pipeline_task)
+    except NotExportable as error:
+        return [*lines, f"  export: no; {error}"]
+    return [*lines, "  export: onnx"]
+
+
 def _tries(count: int) -> str:
     return "used as it is" if count == 0 else f"fine-tuned first ({count} setting{'s' if count > 1 else ''} to try)"
 

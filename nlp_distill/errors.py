@@ -190,6 +190,10 @@ class TokenizerMismatch(ModelError):
     """Teacher and student use different vocabularies ({teacher} and {student} tokens), so the same text gives them different token ids; choose a student that shares the teacher's tokenizer."""
 
 
+class PairNeeded(UserError):
+    """The model needs {what}, too; give it with --text-pair."""
+
+
 class TokenizerUnfit(ModelError):
     """The model's tokenizer does not fit the task: {reason}; choose another model."""
 

@@ -156,7 +156,7 @@ class Objective(nn.Module):
                     term=name, reason=f"the {who} has no {stack}", fix=f"its stacks: {', '.join(stacks)}"
                 )
             pairs = tuple(enumerate(supervise.get(stack, ())))
-            if isinstance(term, RelationTerm) and term.layers == "last":
+            if term.layers == "last":
                 pairs = pairs[-1:]
             label = name if len(chosen) == 1 else f"{name}.{stack}"
             bound[label] = Bound(term, term.weight / len(chosen), stacks[stack], theirs[stack], pairs)

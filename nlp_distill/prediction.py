@@ -26,6 +26,11 @@ def load_pipeline(path: str | Path, variant: str | None = None, threads: int | N
     `model_max_length`, and batches have one row unless the call says otherwise: the answers of dynamic int8
     depend on what else is in the batch. Raises `ModelFolderNotFound`, `VariantUnknown`, `ModelError`.
     """
+    return load_variant(path, variant, threads)[1]
+
+
+def load_variant(path: str | Path, variant: str | None = None, threads: int | None = None) -> tuple[Task, Any]:
+    """As `load_pipeline`, with the task that the model was made for."""
     run = RunDir(path)
     others: dict[str, Path] = {}
     if run.exists():
@@ -46,7 +51,8 @@ def load_pipeline(path: str | Path, variant: str | None = None, threads: int | N
     if variant not in names:
         raise VariantUnknown(variant=variant, folder=path, known=", ".join(names))
     folder = others.get(variant, folder)
-    return variant_pipeline(folder, task_of(folder), PRECISIONS.get(variant), threads)
+    task = task_of(folder)
+    return task, variant_pipeline(folder, task, PRECISIONS.get(variant), threads)
 
 
 def _recommended(run: RunDir) -> str | None:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from nlp_distill.presets import PRESETS, phases_of
+
 LayerPolicy = Literal["alternate", "first", "last", "first_last", "distilbert"]
 LayerMap = LayerPolicy | list[Annotated[int, Field(ge=0)]]
 StackName = Literal["encoder", "decoder"]
@@ -225,6 +227,7 @@ class LabelsTerm(Term):
 class LayerTerm(Term):
     """A term about the supervised layers."""
 
+    layers: Literal["all", "last"] = Field("all", description="All supervised layers, or the last of each stack.")
     stacks: list[StackName] | None = Field(
         None, min_length=1, description="Of a seq2seq model: which stacks; unset: all that the model has."
     )
@@ -255,7 +258,7 @@ class RelationTerm(LayerTerm):
         ["query", "key", "value"], description="Which vectors to relate to themselves.", min_length=1
     )
     heads: int = Field(12, ge=1, description="Relation heads; must divide both widths.")
-    layers: Literal["last", "all"] = Field("last", description="The last supervised layer (as MiniLM), or all of them.")
+    layers: Literal["all", "last"] = Field("last", description="All supervised layers, or the last (as MiniLM).")
 
 
 AnyTerm = Annotated[LogitsTerm | LabelsTerm | HiddenTerm | AttentionTerm | RelationTerm, Field(discriminator="kind")]
@@ -268,6 +271,11 @@ class Phase(Training):
     losses: list[AnyTerm] = Field(
         [LogitsTerm(), HiddenTerm(), AttentionTerm()], description="The weighted terms.", min_length=1
     )
+    targets: Literal["data", "teacher"] = Field(
+        "data",
+        description="What the labels are: the data's, or what the teacher generates (sequence-level distillation, Kim "
+        "& Rush 2016); for seq2seq.",
+    )
     supervise: LayerMaps = Field(
         "alternate",
         description="Which teacher layer each student layer imitates (the supervise map); "
@@ -278,6 +286,10 @@ class Phase(Training):
 class Distill(Settings):
     """The phases of the distillation, in order."""
 
+    recipe: Literal["distilbert", "pkd", "tinybert", "minilm", "distilbart", "seqkd"] | None = Field(
+        None,
+        description="Phases as a paper has them (docs/papers.md); settings given beside it replace those of each.",
+    )
     phases: list[Phase] = Field([Phase()], min_length=1, description="The phases; the short form is one.")
 
 
@@ -379,10 +391,16 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
     expanded = dict(raw)
     for short, long in (("task", "tasks"), ("teacher", "teachers")):
         if short in expanded and long not in expanded:
-            expanded[long] = [expanded.pop(short)]
+            given = expanded.pop(short)
+            expanded[long] = [] if given is None else [given]
     distill = expanded.get("distill")
     if isinstance(distill, dict) and "phases" not in distill:
-        expanded["distill"] = {"phases": [distill]}
+        named = distill.get("recipe")
+        settings = {key: value for key, value in distill.items() if key != "recipe"}
+        known = isinstance(named, str) and named in PRESETS
+        expanded["distill"] = {"phases": phases_of(str(named), settings) if known else [settings]}
+        if named is not None:
+            expanded["distill"]["recipe"] = named
     if isinstance(expanded.get("export"), dict):
         expanded["export"] = [expanded["export"]]
     return expanded

@@ -59,6 +59,12 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(text: bytes, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from the bytes of a YAML file; `source` is how errors name it."""
     raw, root = _read_yaml(text, source)
+    for override in overrides:
+        if override.startswith("distill.recipe="):
+            # A named distillation takes the place of the terms that are written.
+            kept = {k: v for k, v in (raw.get("distill") or {}).items() if k not in ("losses", "supervise", "phases")}
+            raw["distill"] = {**kept, "recipe": override.split("=", 1)[1]}
+    overrides = [override for override in overrides if not override.startswith("distill.recipe=")]
     raw = expand(raw)
     problems = [problem for override in overrides if (problem := _override(raw, override))]
     recipe = None
@@ -109,7 +115,7 @@ def _canonical(dotted: str) -> Path_:
     parts: list[str | int] = [int(part) if part.isdigit() else part for part in dotted.strip().split(".")]
     if parts[0] in ("task", "teacher"):
         parts[:1] = [f"{parts[0]}s", 0]
-    elif parts[0] == "distill" and parts[1:2] != ["phases"] and len(parts) > 1:
+    elif parts[0] == "distill" and len(parts) > 1 and parts[1] not in ("phases", "recipe"):
         parts[1:1] = ["phases", 0]
     return tuple(parts)
 

@@ -18,14 +18,16 @@ import torch
 from nlp_distill.checkpoint import CheckpointFolder
 from nlp_distill.errors import BudgetMissed, Interrupted
 from nlp_distill.loading import load_model, save_model
-from nlp_distill.loop import Notify, Trained, train
+from nlp_distill.loop import Notify, Rows, Trained, train
 from nlp_distill.objective import Objective
 from nlp_distill.precision import probe
+from nlp_distill.prediction import variant_pipeline
 from nlp_distill.preflight import check, supervise_map
 from nlp_distill.recipe import LabelsTerm, Phase, Recipe
 from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, sha256_json, write_json, write_text
+from nlp_distill.scores import predict, raw_lines, read_raw
 from nlp_distill.signals import LiveTeacher, model_inputs
 from nlp_distill.sources import resolve
 from nlp_distill.stage_keys import UPSTREAM, StageKeys
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STAGES = tuple(UPSTREAM)
+TARGETS_BATCH = 32
 
 
 class Run:
@@ -286,11 +289,28 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
         source = LiveTeacher(teacher, road.task, request, setting.autocast) if teacher is not None and request else None
         key = sha256_json([stage_settings(road)[stage], road.slices.sha256, _weights_key(road), number])
         kept = CheckpointFolder(checkpoints / f"phase-{number}-{key[:12]}", key, road.main)
-        trained = train(student, objective, source, road.train_rows, road.selection_rows, phase, setting, kept, name)
+        rows = road.train_rows if phase.targets == "data" else _taught_rows(road)
+        trained = train(student, objective, source, rows, road.selection_rows, phase, setting, kept, name)
         history.append(trained)
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))
     files = _publish(road, folder, student, {"student.json": origin})
     return files, {"trained": [asdict(trained) for trained in history]}
+
+
+def _taught_rows(road: Road) -> Rows:
+    """The training rows with what the teacher generates as their labels; made once a run."""
+    raw, file = road.slices.train, road.rundir.path / "targets.jsonl"
+    key = road.rundir.manifest()["stages"]["teacher"]["key"]
+    if road.main and road.rundir.manifest().get("targets") != key:
+        pipe = variant_pipeline(road.rundir.teacher, road.task, None)
+
+        def progress(done: int, total: int) -> None:
+            road.notify("progress", stage="the teacher's targets", step=done, steps=total)
+
+        write_text(file, raw_lines(predict(pipe, road.task, raw, TARGETS_BATCH, progress)))
+        road.rundir.update_manifest(targets=key)
+    road.accelerator.wait_for_everyone()
+    return road.rows(road.task.with_answers(raw, read_raw(file.read_text(encoding="utf-8"))))
 
 
 def _weights_key(road: Road) -> dict[str, str]:

@@ -47,6 +47,8 @@ class Task(ABC):
     """Name of the transformers and Optimum pipeline that serves it."""
     roles: ClassVar[tuple[str, ...]]
     """What columns are for: the keys of `data.columns`."""
+    usage: ClassVar[tuple[str, str]] = ("'A text of yours.'", "'A text of yours.'")
+    """How a user asks: arguments of `nlp-distill predict RUN …`, and of the pipeline in Python."""
     needs_head: ClassVar[bool] = True
     """Whether a teacher without a head for the task has nothing to teach."""
     warm_start: ClassVar[bool] = False
@@ -134,6 +136,10 @@ class Task(ABC):
         """Tokens that a long answer has (the 90th percentile), for timing; None where nothing is generated."""
         return None
 
+    def with_answers(self, dataset: Dataset, raw: NDArray[Any]) -> Dataset:
+        """The rows with a teacher's answers as their labels. Raises `NotYet` where there is no such thing."""
+        raise NotYet(what=f"`targets: teacher` for {self.name}", instead="use a `logits` term")
+
     @abstractmethod
     def pipeline_inputs(self, dataset: Dataset) -> list[Any]:
         """The rows as a user would give them to the pipeline."""
@@ -141,6 +147,10 @@ class Task(ABC):
     def pipeline_settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Arguments that the task's pipeline is made with; inputs are cut at the model's limit."""
         return {"truncation": True, "max_length": tokenizer.model_max_length}
+
+    def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
+        """The pipeline's answer to what a user typed."""
+        return pipe(text if text_pair is None else {"text": text, "text_pair": text_pair})
 
     def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
         """The pipeline's answers to some inputs, one each, with all that scoring needs."""

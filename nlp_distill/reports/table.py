@@ -9,6 +9,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
+from nlp_distill.task import load_task
+
 
 def results_table(results: dict[str, Any]) -> Table:
     """One row a variant; fits 80 columns. `kept`: per cent of the teacher's score; `agree`: per cent equal."""
@@ -100,8 +102,9 @@ def _speed(teacher: dict[str, Any], best: dict[str, Any], results: dict[str, Any
 def next_lines(run: Path, results: dict[str, Any]) -> list[str]:
     """What a person would type next."""
     folder = shlex.quote(str(run))
+    command, call = load_task(results["task"]).usage
     return [
-        f"  nlp-distill predict {folder} 'A text of yours.'",
-        f"  python -c \"import nlp_distill; print(nlp_distill.load_pipeline({str(run)!r})('A text of yours.'))\"",
+        f"  nlp-distill predict {folder} {command}",
+        f'  python -c "import nlp_distill; print(nlp_distill.load_pipeline({str(run)!r})({call}))"',
         f"  nlp-distill run {folder} --control -o distill.phases.0.epochs=8 --out {folder}-longer",
     ]

@@ -12,7 +12,8 @@ CORE = ROOT / "nlp_distill"
 
 TIERS = [
     {"errors"},
-    {"layers", "recipe"},
+    {"layers", "presets"},
+    {"recipe"},
     {"task", "rundir", "families"},
     {"sources"},
     {"recipe_file", "loading", "signals", "losses", "batches", "checkpoint", "data"},

@@ -46,6 +46,7 @@ class MaskedLM(Task):
     pipeline_task = "fill-mask"
     roles = ("text",)
     options_model = MaskedOptions
+    usage = ("'A [MASK] of yours.'", "'A [MASK] of yours.'")
     needs_head = False
 
     primary_metric = "accuracy"

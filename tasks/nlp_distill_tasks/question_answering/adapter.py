@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nlp_distill import Options, Task, read_splits
+from nlp_distill.errors import PairNeeded
 from nlp_distill.recipe import Data
 from nlp_distill.task import Batch
 from nlp_distill_tasks.question_answering.rows import Repairs, checked, columns
@@ -45,6 +46,10 @@ class QuestionAnswering(Task):
     pipeline_task = "question-answering"
     roles = ("question", "context", "answers")
     options_model = AnsweringOptions
+    usage = (
+        "'Who wrote it?' --text-pair 'Jane wrote it.'",
+        "question='Who wrote it?', context='Jane wrote it.'",
+    )
 
     primary_metric = "f1"
     label_names: list[str] = []  # noqa: RUF012  an instance's attribute by contract; never changed here
@@ -135,6 +140,12 @@ class QuestionAnswering(Task):
             "max_answer_len": self.options.max_answer_tokens,
             "handle_impossible_answer": bool(self.options.no_answer),
         }
+
+    def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
+        """The answer to a question (`text`) in a context (`text_pair`)."""
+        if text_pair is None:
+            raise PairNeeded(what="the context that holds the answer")
+        return pipe(question=text, context=text_pair)
 
     def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
         """The pipeline's answer; where there may be none also the best other one, and the score of none."""

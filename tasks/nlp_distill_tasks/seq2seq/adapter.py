@@ -50,7 +50,6 @@ class Seq2Seq(Task):
 
     label_names: list[str] = []  # noqa: RUF012  no labels; never changed
     used: dict[str, str]
-    _rows: str
     _cut: str | None = None
     _examples: list[Any]
 
@@ -159,6 +158,11 @@ class Seq2Seq(Task):
         """The 90th percentile of the targets' lengths."""
         return int(np.percentile([len(ids) for ids in features["labels"]], 90))
 
+    def with_answers(self, dataset: Dataset, raw: NDArray[Any]) -> Dataset:
+        """The teacher's texts as targets; where it says nothing the data's stay."""
+        texts = [said or given for said, given in zip(raw, dataset["target"][:], strict=True)]
+        return dataset.remove_columns("target").add_column("target", texts)
+
     def pipeline_inputs(self, dataset: Dataset) -> list[Any]:
         """Each source behind its prefix."""
         return [self.options.prefix + text for text in dataset["source"][:]]
@@ -166,6 +170,10 @@ class Seq2Seq(Task):
     def pipeline_settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Sources are cut at the tokenizer's limit; how answers are generated lies in `generation_config.json`."""
         return {"truncation": True}
+
+    def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
+        """The answer to a text, behind the prefix that the model was trained with."""
+        return pipe(self.options.prefix + text)
 
     def raw_outputs(self, answers: list[Any]) -> NDArray[Any]:
         """The texts."""

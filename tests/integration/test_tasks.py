@@ -1,0 +1,280 @@
+"""Every task down the whole road with tiny models: trained, exported, proven equal, scored, timed, served."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nlp_distill
+from nlp_distill.doctor import check_model
+from nlp_distill.errors import HeadMissing, NotYet, RecipeInvalid, SignalMissing
+from nlp_distill.testing import WORDS, save_tiny, tiny_rows
+
+ROOT = Path(__file__).parents[2]
+FAST = {"epochs": 1, "learning_rate": 2e-3, "batch_size": 16}
+EXPORT = [{"format": "onnx", "profile": "fast", "score_drop": 100}]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("NLP_DISTILL_CACHE", str(tmp_path / "cache"))
+
+
+def write(folder, rows, validation=0.25):
+    folder.mkdir(parents=True, exist_ok=True)
+    cut = int(len(rows) * validation)
+    for name, part in (("validation", rows[:cut]), ("train", rows[cut:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return str(folder)
+
+
+def questions(count, none=False):
+    chance = random.Random(0)
+    rows = []
+    for number in range(count):
+        words = [chance.choice(WORDS) for _ in range(20)]
+        place = chance.randrange(5, 15)
+        start = len(" ".join(words[:place])) + 1
+        answers = {"text": [words[place]], "answer_start": [start]}
+        if none and number % 3 == 0:
+            answers = {"text": [], "answer_start": []}
+        rows.append({"id": str(number), "question": words[place - 1], "context": " ".join(words), "answers": answers})
+    return rows
+
+
+def reversals(count):
+    chance = random.Random(0)
+    rows = []
+    for _ in range(count):
+        words = [chance.choice(WORDS[:8]) for _ in range(chance.randint(2, 4))]
+        rows.append({"source": " ".join(words), "target": " ".join(words[::-1])})
+    return rows
+
+
+def evaluated(run, names):
+    """Scores by variant of a run that ended before it was timed; the export is proven to be the student."""
+    stages = run.dir.manifest()["stages"]
+    scores = stages["evaluate"]["scores"]
+    assert list(scores) == names
+    assert scores["student-onnx-fp32"] == scores["student"]
+    assert stages["export"]["exports"][0]["parity"]["flips"] == 0
+    return scores
+
+
+def results(run, names):
+    variants = {variant["name"]: variant for variant in run.results["variants"]}
+    assert list(variants) == names
+    for variant in variants.values():
+        if variant["status"] == "passed":
+            assert variant["latency_ms"] and variant["bytes"] and variant["n"]
+    assert variants["student-onnx-fp32"]["flips"] == 0
+    assert variants["student-onnx-fp32"]["score"] == variants["student"]["score"]
+    return variants
+
+
+NAMES = ["teacher", "student", "student-onnx-fp32", "student-onnx-int8"]
+
+
+@pytest.mark.parametrize("none", [False, True])
+def test_question_answering(tiny_recipe, tmp_path, none):
+    recipe = tiny_recipe(
+        task="question_answering", data={"dataset": write(tmp_path / "d", questions(120, none))}, export=EXPORT
+    )
+    until = "evaluate" if none else "results"
+    run = nlp_distill.run(recipe, "max_length=24", "options.stride=4", out=tmp_path / "run", until=until)
+    if not none:
+        results(run, NAMES)
+    assert ("f1_best_threshold" in evaluated(run, NAMES)["student"]) is none
+    assert json.loads((run.path / "model" / "student.json").read_text())["task"]["options"]["no_answer"] is none
+    answer = run.pipeline()(question="good", context="a bad film and a fine story")
+    assert answer["answer"] in "a bad film and a fine story"
+    lines = (run.path / "predictions" / "student.jsonl").read_text().splitlines()
+    assert len(lines) == 30 and "answer" in json.loads(lines[0])
+
+
+SEQ_TERMS = [
+    {"kind": "logits"},
+    {"kind": "labels"},
+    {"kind": "hidden"},
+    {"kind": "attention"},
+    {"kind": "attention", "of": "cross"},
+    {"kind": "relation", "heads": 4, "stacks": ["decoder"]},
+]
+
+
+def seq2seq_recipe(tiny_recipe, tmp_path, teacher, **parts):
+    return tiny_recipe(
+        task="seq2seq",
+        data={"dataset": write(tmp_path / "d", reversals(80))},
+        options={"max_target_length": 8, "num_beams": 2},
+        teacher=teacher,
+        student={"decoder_layers": 1},
+        distill={**FAST, "losses": SEQ_TERMS},
+        **{"export": EXPORT, **parts},
+    )
+
+
+@pytest.mark.parametrize("architecture", ["t5", "bart"])
+def test_seq2seq_from_a_new_teacher(tiny_recipe, tmp_path, architecture):
+    new = {"architecture": architecture, "layers": 2, "hidden_size": 32, "vocabulary": 300}
+    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST})
+    run = nlp_distill.run(recipe, out=tmp_path / "run", until="results" if architecture == "t5" else "evaluate")
+    if architecture == "t5":
+        results(run, NAMES)
+        assert run.results["new_tokens"] and run.results["student"]["copy_map"] == {"encoder": [0, 1], "decoder": [1]}
+    assert {"bleu", "chrf", "rougeL"} <= evaluated(run, NAMES)["teacher"].keys()
+    names = {file.name for file in (run.path / "model" / "onnx").iterdir()}
+    assert {"encoder_model.onnx", "decoder_model_merged.onnx", "decoder_model_merged_quantized.onnx"} <= names
+    one = [run.pipeline(name)("good film")[0]["generated_text"] for name in ("student", "student-onnx-fp32")]
+    assert one[0] == one[1]
+
+
+def test_seq2seq_from_an_encoder(tiny_recipe, tiny_teacher, tmp_path):
+    """BERT2BERT: what has no decoder becomes two of itself."""
+    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"model": str(tiny_teacher), "finetune": FAST})
+    run = nlp_distill.run(recipe, out=tmp_path / "run", until="evaluate")
+    evaluated(run, NAMES)
+    stages = run.dir.manifest()["stages"]
+    assert stages["teacher"]["how"]["name"].startswith("two of ")
+    assert stages["student"]["origin"]["teacher_layers"] == {"encoder": 4, "decoder": 4}
+
+
+def test_sequence_level_distillation_learns_what_the_teacher_says(tiny_recipe, tmp_path):
+    new = {"layers": 1, "hidden_size": 16, "attention_heads": 2, "vocabulary": 300}
+    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST}, export=[])
+    run = nlp_distill.run(recipe, "distill.recipe=seqkd", out=tmp_path / "run", until="distill")
+    said = [json.loads(line) for line in (run.path / "targets.jsonl").read_text().splitlines()]
+    assert len(said) == run.dir.manifest()["stages"]["data"]["rows"]["train"] and all(isinstance(t, str) for t in said)
+    with pytest.raises(NotYet, match="`targets: teacher` for classification"):
+        nlp_distill.run(tiny_recipe("other"), "distill.recipe=seqkd", out=tmp_path / "other")
+
+
+def test_the_doctor_says_what_a_model_can_give(tmp_path):
+    def said(kind, task, auto="AutoModel"):
+        return "\n".join(check_model(str(save_tiny(tmp_path / kind, kind, auto)), task))
+
+    assert "terms: logits, labels, hidden, relation; attention: no" in said("deberta-v2", "classification")
+    assert "one shared block" in said("albert", "question_answering")
+    bert = said("bert", "seq2seq")
+    assert "4 layers" in bert and "as encoder and decoder of one model" in bert
+    t5 = said("t5", "seq2seq", "AutoModelForSeq2SeqLM")
+    assert "4 encoder layers and 4 decoder layers" in t5 and "export: onnx" in t5
+    assert "classification: no; transformers has no" in said("marian", "classification", "AutoModelForSeq2SeqLM")
+
+
+def test_a_new_teacher_is_made_once_and_depends_on_the_seed(tiny_recipe, tmp_path):
+    new = {"layers": 1, "hidden_size": 16, "attention_heads": 2, "vocabulary": 300}
+    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST}, export=[])
+    for seed in (0, 0, 1):
+        nlp_distill.run(recipe, f"seed={seed}", out=tmp_path / f"run{seed}", until="data")
+    assert len(list((tmp_path / "cache" / "starts").iterdir())) == 2
+
+
+def test_general_distillation_and_then_a_task_without_a_teacher(tiny_recipe, tiny_teacher, tiny_data, tmp_path):
+    texts = [{"text": row["text"]} for row in tiny_rows(200)]
+    body = [{"kind": "labels"}, {"kind": "hidden"}, {"kind": "relation", "heads": 4}]
+    general = tiny_recipe(
+        task="masked_lm",
+        data={"dataset": write(tmp_path / "d", texts)},
+        teacher={"model": str(tiny_teacher), "finetune": "none"},
+        distill={**FAST, "losses": body},
+        export=EXPORT,
+    )
+    run = nlp_distill.run(general, out=tmp_path / "general")
+    found = results(run, NAMES[1:])
+    assert found["student"]["retained"] is None and run.results["recommended"]
+    assert {"accuracy", "accuracy_top5"} == found["student"]["score"].keys()
+    with pytest.raises(SignalMissing, match="has no fill-mask head and is not trained"):
+        nlp_distill.run(general, "distill.losses=[{kind: logits}]", out=tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    task = tiny_recipe(
+        "then",
+        task="classification",
+        data={"dataset": str(tiny_data)},
+        teacher=None,
+        student={"model": str(run.path / "model")},
+        distill={**FAST, "losses": [{"kind": "labels"}]},
+        export=EXPORT,
+    )
+    then = nlp_distill.run(task, out=tmp_path / "then", until="evaluate")
+    evaluated(then, NAMES[1:])
+    assert then.pipeline()("good film")[0]["label"] in ("0", "1")
+
+
+def test_a_masked_teacher_is_trained_first_unless_told_otherwise(tiny_recipe, tiny_teacher, tmp_path):
+    texts = [{"text": row["text"]} for row in tiny_rows(120)]
+    recipe = tiny_recipe(
+        task="masked_lm",
+        data={"dataset": write(tmp_path / "d", texts)},
+        teacher={"model": str(tiny_teacher), "finetune": FAST},
+    )
+    run = nlp_distill.run(recipe, out=tmp_path / "run", until="evaluate")
+    assert list(run.dir.manifest()["stages"]["evaluate"]["scores"]) == ["teacher", "student"]
+
+
+def test_what_cannot_be_without_a_teacher_is_refused(tiny_recipe, tiny_teacher, tmp_path):
+    with pytest.raises(RecipeInvalid, match="without a `teacher` the only term is"):
+        nlp_distill.run(tiny_recipe(teacher=None, student={"model": str(tiny_teacher)}), out=tmp_path / "run")
+    with pytest.raises(RecipeInvalid, match=r"give a `teacher`, or `student.model`"):
+        nlp_distill.run(tiny_recipe(teacher=None), out=tmp_path / "run")
+    with pytest.raises(HeadMissing):
+        nlp_distill.run(tiny_recipe(teacher={"model": str(tiny_teacher), "finetune": "none"}), out=tmp_path / "run")
+
+
+def test_students_of_every_encoder_train_with_every_term_they_can_give(tiny_recipe, tmp_path):
+    for kind in ("electra", "mpnet", "albert", "roberta"):
+        teacher = save_tiny(tmp_path / kind, kind, "AutoModel")
+        recipe = tiny_recipe(kind, teacher={"model": str(teacher), "finetune": {**FAST, "epochs": 1}})
+        run = nlp_distill.run(
+            recipe, "data.limit=60", "distill.epochs=1", out=tmp_path / f"run-{kind}", until="distill"
+        )
+        history = run.dir.manifest()["stages"]["distill"]["trained"][0]["history"]
+        assert {"logits", "labels", "hidden", "attention", "relation"} <= history[0].keys()
+    teacher = save_tiny(tmp_path / "deberta", "deberta-v2", "AutoModel")
+    recipe = tiny_recipe("deberta", teacher={"model": str(teacher), "finetune": FAST})
+    with pytest.raises(SignalMissing, match="a deberta-v2, has scores that queries and keys alone do not give"):
+        nlp_distill.run(recipe, out=tmp_path / "run-deberta")
+
+
+def test_a_task_from_another_package_needs_no_change_here(tiny_recipe, tmp_path):
+    """Token classification, about 140 lines, installed as its users would install it."""
+    source = ROOT / "tests" / "packages" / "word_tags"
+    lines = (source / "word_tags" / "__init__.py").read_text().splitlines()
+    assert len(lines) <= 150
+    installed = tmp_path / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(installed), str(source)]
+    subprocess.run(pip, check=True, capture_output=True)
+    rows = [row["text"].split() for row in tiny_rows(160)]
+    data = write(
+        tmp_path / "d", [{"words": row, "tags": ["G" if "o" in word else "B" for word in row]} for row in rows]
+    )
+    recipe = tiny_recipe(
+        task="word_tags",
+        data={"dataset": data},
+        export=EXPORT,
+        distill={
+            "epochs": 3,
+            "learning_rate": 5e-3,
+            "batch_size": 16,
+            "losses": [{"kind": "logits"}, {"kind": "labels"}, {"kind": "hidden"}],
+        },
+    )
+    program = (
+        "import nlp_distill, sys; run = nlp_distill.run(sys.argv[1], out=sys.argv[2], until='evaluate');"
+        "print(run.pipeline()('good film')[0]['entity'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(recipe), str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    scores = evaluated(nlp_distill.Run(tmp_path / "run"), NAMES)
+    assert scores["student"]["accuracy"] > 90
+    assert done.stdout.strip().endswith(("G", "B"))

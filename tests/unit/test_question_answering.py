@@ -1,0 +1,143 @@
+"""Answers are where they are said to be, windows cut as the pipeline cuts, and only the context can answer."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+from nlp_distill.errors import AnswersInvalid, ColumnMissing, OptionInvalid, RoleUnknown, TextInvalid
+from nlp_distill.task import load_task
+from nlp_distill.testing import tiny_model, tiny_tokenizer
+from nlp_distill_tasks.question_answering.rows import Repairs, checked, columns
+from nlp_distill_tasks.question_answering.windows import windows
+
+USED = {"question": "question", "context": "context", "answers": "answers"}
+CONTEXT = "good film bad story good ending"
+
+
+def table(*answers, context=CONTEXT, question="the plot is"):
+    return Dataset.from_list([{"question": question, "context": context, "answers": given} for given in answers])
+
+
+def spans(*pairs):
+    return {"text": [text for text, _ in pairs], "answer_start": [start for _, start in pairs]}
+
+
+def test_offsets_that_are_right_are_kept_and_wrong_ones_found_again():
+    repairs = Repairs()
+    rows = checked(table(spans(("story", 14)), spans(("good", 18)), spans(("film", 0))), USED, "s", repairs)
+    assert rows["starts"][:] == [[14], [20], [5]]
+    assert repairs.moved == [1, 2] and not repairs.dropped
+    assert repairs.note(3) == "of 3 training rows 2 answers lay elsewhere and were found again (rows 1, 2)"
+
+
+def test_answers_outside_the_context_are_left_out_of_training_and_kept_for_scores():
+    repairs = Repairs()
+    given = table(spans(("music", 3)), spans(("film", 5)))
+    assert checked(given, USED, "s", repairs)["texts"][:] == [["film"]]
+    assert "1 rows were left out of training" in repairs.note(2)
+    assert checked(given, USED, "s", None)["texts"][:] == [["music"], ["film"]]
+
+
+def test_answers_in_other_forms():
+    one_text = Dataset.from_list([{"question": "q", "context": CONTEXT, "answers": "bad story"}])
+    assert checked(one_text, USED, "s", Repairs())["starts"][:] == [[10]]
+    several = Dataset.from_list([{"question": "q", "context": CONTEXT, "answers": ["film", "ending"]}])
+    assert checked(several, USED, "s", Repairs())["starts"][:] == [[5, 25]]
+    none = Dataset.from_list([{"question": "q", "context": CONTEXT, "answers": spans()}])
+    assert checked(none, USED, "s", Repairs())["texts"][:] == [[]]
+    with pytest.raises(AnswersInvalid, match="column 'answers' at row 0"):
+        checked(Dataset.from_list([{"question": "q", "context": CONTEXT, "answers": 3}]), USED, "s", Repairs())
+
+
+@pytest.mark.parametrize("role", ["question", "context"])
+def test_empty_texts_are_refused_with_their_row(role):
+    with pytest.raises(TextInvalid, match=f"column '{role}' has no text at row 0"):
+        checked(table(spans(("film", 5)), **{role: "  "}), USED, "s", Repairs())
+
+
+def test_columns_by_usual_names_or_given():
+    rows = Dataset.from_list([{"query": "q", "passage": "c", "answer": "c"}])
+    assert columns(rows, {}, "s") == {"question": "query", "context": "passage", "answers": "answer"}
+    with pytest.raises(ColumnMissing, match="Did you mean 'passage'"):
+        columns(rows, {"context": "pasage"}, "s")
+    with pytest.raises(RoleUnknown, match="Did you mean 'question'"):
+        load_task("question_answering").columns(rows, {"questions": "q"})
+
+
+def test_options_are_checked():
+    with pytest.raises(OptionInvalid, match=r"unknown option 'strid' \(did you mean 'stride'\?\)"):
+        load_task("question_answering", {"strid": 3})
+    with pytest.raises(OptionInvalid, match=r"options\.stride: input should be greater than or equal to 0, not -1"):
+        load_task("question_answering", {"stride": -1})
+
+
+def test_windows_hold_all_of_a_long_context_and_know_where_the_answer_is():
+    context = " ".join(["film"] * 20 + ["ending"] + ["story"] * 20)
+    rows = checked(table(spans(("ending", 100)), context=context), USED, "s", Repairs())
+    tokenizer = tiny_tokenizer()
+    made = windows(rows, tokenizer, max_length=20, stride=5)
+    assert len(made["start"]) > 2
+    answer = tokenizer.convert_tokens_to_ids("ending")
+    for ids, mask, begin, end in zip(made["input_ids"], made["spans"], made["start"], made["end"], strict=True):
+        assert mask[0] == 1 and mask[1:5] == [0, 0, 0, 0]  # [CLS], then three words of the question and [SEP]
+        assert (ids[begin] == answer and begin == end) if answer in ids else (begin, end) == (0, 0)
+    assert sum(begin > 0 for begin in made["start"]) in (1, 2)
+
+
+def test_a_question_that_leaves_no_room_is_refused():
+    rows = checked(table(spans(("film", 5)), question="good " * 30), USED, "s", Repairs())
+    with pytest.raises(TextInvalid, match="a question of 32 tokens, which max_length 32 leaves no room for"):
+        windows(rows, tiny_tokenizer(), max_length=32, stride=8)
+
+
+@pytest.fixture
+def world():
+    task = load_task("question_answering")
+    rows = checked(table(spans(("story", 14)), spans(("ending", 25)), spans()), USED, "s", Repairs())
+    tokenizer, model = tiny_tokenizer(), tiny_model("bert", task.auto_class)
+    features = task.features(rows, tokenizer, 32)
+    batch = task.collate(tokenizer, model.config)(features.to_list())
+    with torch.no_grad():
+        outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    return task, rows, batch, outputs
+
+
+def test_only_the_context_and_the_first_token_have_probability(world):
+    task, _, batch, outputs = world
+    for logits in task.logits(outputs, batch).values():
+        probabilities = logits.softmax(-1)
+        assert (probabilities[~batch["spans"]] == 0).all()
+        assert torch.allclose(probabilities.sum(-1), torch.ones(3))
+    assert torch.equal(task.term_mask(batch, "hidden", "encoder"), batch["spans"])
+    assert task.term_mask(batch, "labels", "encoder").tolist() == [True] * 3
+
+
+def test_label_loss_by_hand(world):
+    task, _, batch, outputs = world
+    logits = task.logits(outputs, batch)
+    by_hand = sum(
+        -logits[name][row].log_softmax(-1)[batch["labels"][row, column]] / 2
+        for column, name in enumerate(("start", "end"))
+        for row in range(3)
+    )
+    assert torch.allclose(task.label_loss(outputs, batch), by_hand)
+    assert batch["labels"][2].tolist() == [0, 0]
+
+
+def test_scores_of_answers(world):
+    task, rows, _, _ = world
+    raw = task.raw_outputs([{"answer": text, "score": 1.0} for text in ("the story", "good ending", "")])
+    assert task.score(raw, rows) == {"f1": pytest.approx(100 * (1 + 2 / 3 + 1) / 3), "exact": pytest.approx(200 / 3)}
+    assert task.decisions(raw).tolist() == ["the story", "good ending", ""]
+
+
+def test_scores_where_there_may_be_no_answer(world):
+    task, rows, _, _ = world
+    task.options = task.options.model_copy(update={"no_answer": True})
+    given = [("story", "story", -0.5), ("", "ending", 0.1), ("film", "film", 0.3)]
+    raw = task.raw_outputs([{"answer": a, "score": 1.0, "best": b, "none": n} for a, b, n in given])
+    scores = task.score(raw, rows)
+    assert scores["f1"] == pytest.approx(100 / 3)
+    assert (scores["f1_answerable"], scores["f1_unanswerable"]) == (50.0, 0.0)
+    # With a threshold between 0.1 and 0.3 all three are right.
+    assert scores["f1_best_threshold"] == 100.0

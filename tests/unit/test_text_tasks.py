@@ -1,0 +1,140 @@
+"""What seq2seq and masked-LM adapters do to rows, batches and answers."""
+
+import pytest
+import torch
+from datasets import Dataset
+
+from nlp_distill.errors import ColumnsUnclear, TextInvalid
+from nlp_distill.recipe import Data
+from nlp_distill.starts import learn_tokenizer
+from nlp_distill.task import load_task
+from nlp_distill.testing import WORDS, tiny_config, tiny_model, tiny_tokenizer
+from nlp_distill_tasks.masked_lm.adapter import _hidden
+from nlp_distill_tasks.seq2seq.rows import checked, columns
+
+USED = {"source": "source", "target": "target"}
+
+
+def pairs(*rows):
+    return Dataset.from_dict({"source": [s for s, _ in rows], "target": [t for _, t in rows]})
+
+
+def test_rows_of_one_source_share_their_references_when_they_are_scored():
+    rows = pairs(("a", "x"), ("b", "y"), ("a", "z"))
+    grouped = checked(rows, USED, "s", group=True)
+    assert grouped["references"][:] == [["x", "z"], ["y"]] and grouped["target"][:] == ["x", "y"]
+    assert checked(rows, USED, "s", group=False)["target"][:] == ["x", "y", "z"]
+    lists = checked(pairs(("a", ["x", "z"])), USED, "s", group=False)
+    assert lists["source"][:] == ["a", "a"] and lists["target"][:] == ["x", "z"]
+
+
+@pytest.mark.parametrize("row", [("", "x"), ("a", " "), ("a", []), ("a", None)])
+def test_pairs_without_text_are_refused(row):
+    with pytest.raises(TextInvalid, match="at row 0"):
+        checked(pairs(row), USED, "s", group=False)
+
+
+def test_columns_are_guessed_or_asked_for():
+    rows = Dataset.from_dict({"document": ["d"], "summary": ["s"], "id": [1]})
+    assert columns(rows, {}, "s") == {"source": "document", "target": "summary"}
+    with pytest.raises(ColumnsUnclear, match=r"set data\.columns\.source"):
+        columns(Dataset.from_dict({"en": ["a"], "de": ["b"]}), {}, "s")
+
+
+@pytest.fixture
+def seq2seq():
+    task = load_task("seq2seq", {"max_target_length": 6, "num_beams": 2})
+    rows = checked(pairs(("good film", "bad"), ("dull", "good fine lovely superb great film plot")), USED, "s", True)
+    return task, task.features(rows, tiny_tokenizer("t5"), 16)
+
+
+def test_the_decoder_reads_what_it_is_to_say_one_place_later(seq2seq):
+    task, features = seq2seq
+    config = tiny_config("t5")
+    batch = task.collate(tiny_tokenizer("t5"), config)(features.to_list())
+    labels, read = batch["labels"], batch["decoder_input_ids"]
+    assert read[:, 0].tolist() == [config.decoder_start_token_id] * 2
+    assert torch.equal(read[:, 1:][labels[:, :-1] >= 0], labels[:, :-1][labels[:, :-1] >= 0])
+    assert (labels[0] == -100).sum() == 3 and (read[0, 4:] == 0).all()
+    assert task.term_mask(batch, "hidden", "decoder").sum() == 3 + 6
+    assert task.term_mask(batch, "hidden", "encoder").sum() == 4 + 3
+    assert "1 of 2 are cut at max_target_length 6 (rows 1)" in task._cut
+
+
+def test_a_start_token_that_the_tokenizer_wrote_is_not_an_answer(seq2seq):
+    task, features = seq2seq
+    config = tiny_config("encoder-decoder")
+    batch = task.collate(tiny_tokenizer("t5"), config)(features.to_list())
+    assert features["labels"][0][0] == config.decoder_start_token_id == 2
+    assert batch["labels"][0].tolist()[:2] == features["labels"][0][1:]
+
+
+def test_how_to_generate_is_saved_with_the_model(seq2seq, tmp_path):
+    task, _ = seq2seq
+    model = tiny_model("bart", task.auto_class)
+    model.generation_config.forced_bos_token_id = 7
+    task.configure(model)
+    model.save_pretrained(tmp_path)
+    saved = type(model.generation_config).from_pretrained(tmp_path)
+    assert (saved.num_beams, saved.max_new_tokens, saved.forced_bos_token_id) == (2, 6, None)
+    assert saved.decoder_start_token_id == model.config.decoder_start_token_id
+
+
+def test_a_learnt_tokenizer_gives_texts_back():
+    texts = ["Ein grüner Hund läuft.", "name[The Punter], food[Thai]", "two  blanks"]
+    tokenizer = learn_tokenizer(texts * 3, 400)
+    for text in texts:
+        ids = tokenizer(text)["input_ids"]
+        assert ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.decode(ids, skip_special_tokens=True).strip() == text
+    assert len(tokenizer) <= 400
+
+
+@pytest.fixture
+def masked(tmp_path):
+    lines = [f'{{"text": "{" ".join(WORDS[i : i + 12])}"}}' for i in range(0, 12)] * 5
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
+    task = load_task("masked_lm")
+    return task, task.load_data(Data(dataset=str(tmp_path)))["train"]
+
+
+def test_hidden_tokens_depend_on_the_noise_alone(masked):
+    task, rows = masked
+    tokenizer = tiny_tokenizer()
+    features = task.features(rows, tokenizer, 32).to_list()[:8]
+    collate = task.collate(tokenizer, tiny_config("bert"))
+    one, again, other = (collate([{**row, "noise": noise} for row in features]) for noise in (1, 1, 2))
+    assert torch.equal(one["input_ids"], again["input_ids"]) and torch.equal(one["labels"], again["labels"])
+    assert not torch.equal(one["labels"], other["labels"])
+    alone = collate([{**features[3], "noise": 1}])
+    assert torch.equal(alone["labels"][0], one["labels"][3][: alone["labels"].shape[1]])
+
+
+def test_shares_of_hidden_tokens(masked):
+    task, rows = masked
+    tokenizer = tiny_tokenizer()
+    features = task.features(rows, tokenizer, 32).to_list() * 40
+    batch = task.collate(tokenizer, tiny_config("bert"))([{**row, "noise": i} for i, row in enumerate(features)])
+    hidden, ids = batch["labels"] != -100, batch["input_ids"]
+    assert not hidden[(ids == 2) & (batch["labels"] == 2)].any() and not hidden[batch["attention_mask"] == 0].any()
+    assert hidden.sum() / (12 * len(features)) == pytest.approx(2 / 12, abs=0.01)
+    masks = (ids[hidden] == tokenizer.mask_token_id).float().mean()
+    kept = (ids[hidden] == batch["labels"][hidden]).float().mean()
+    assert masks == pytest.approx(0.8, abs=0.03) and kept == pytest.approx(0.1 + 0.1 / 39, abs=0.02)
+    assert task.term_mask(batch, "labels", "encoder").sum() == hidden.sum()
+
+
+def test_the_hidden_word_stays_within_the_models_limit():
+    text = " ".join(["film"] * 100 + ["ending"] + ["story"] * 100)
+    row = {"text": text, "begin": 500, "end": 506}
+    assert text[500:506] == "ending"
+    shown = _hidden(row, "[MASK]", limit=32)
+    assert shown.split(" ").count("[MASK]") == 1 and len(shown.split(" ")) <= 18
+
+
+def test_guesses_are_scored_where_a_word_was_asked_for(masked):
+    task, rows = masked
+    words = [text[b:e] for text, b, e in zip(rows["text"][:], rows["begin"][:], rows["end"][:], strict=True)]
+    guesses = [[word, "x"] if i % 2 else ["x", word] for i, word in enumerate(words)]
+    raw = task.raw_outputs([[{"token_str": f" {g.upper()}"} for g in row] for row in guesses])
+    assert task.score(raw, rows) == {"accuracy": 50.0, "accuracy_top5": 100.0}
