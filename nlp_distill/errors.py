@@ -187,7 +187,7 @@ class SignalMissing(ModelError):
 
 
 class TokenizerMismatch(ModelError):
-    """Teacher and student use different vocabularies ({teacher} and {student} tokens), so the same text gives them different token ids; choose a student that shares the teacher's tokenizer."""
+    """Teacher and student use different vocabularies ({teacher} and {student} tokens), so terms that compare tokens have no meaning ({terms}); keep only {allowed}, or choose a student that shares the teacher's tokenizer."""
 
 
 class PairNeeded(UserError):

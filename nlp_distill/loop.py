@@ -42,10 +42,14 @@ SELECTION_BATCH = 32
 
 @dataclass
 class Rows:
-    """Tokenised examples (`Task.features`), with the raw rows that `Task.score` needs. `lengths`: tokens of each."""
+    """Tokenised examples (`Task.features`), with the raw rows that `Task.score` needs. `lengths`: tokens of each.
+
+    `twin`: the same examples read by the teacher's own tokenizer, and the function that pads them.
+    """
 
     features: Dataset
     raw: Dataset
+    twin: tuple[Dataset, Callable[[list[dict[str, Any]]], Batch]] | None = None
 
     def __post_init__(self) -> None:
         given = "length" in self.features.column_names
@@ -54,11 +58,23 @@ class Rows:
 
     def take(self, indices: NDArray[np.int64], seed: int) -> list[dict[str, Any]]:
         """Examples by number, each with a `noise` of its own that depends on the seed and the example alone."""
-        columns: dict[str, list[Any]] = self.features[indices.tolist()]
-        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows = _dicts(self.features, indices)
         for row in rows:
             row["noise"] = derived_seed(seed, row["example_id"])
         return rows
+
+    def batch(self, indices: NDArray[np.int64], seed: int, collate: Callable[[list[dict[str, Any]]], Batch]) -> Batch:
+        """Examples as one batch, with the teacher's reading of them under `teacher` where it differs."""
+        batch = collate(self.take(indices, seed))
+        if self.twin is not None:
+            features, read = self.twin
+            batch["teacher"] = read(_dicts(features, indices))
+        return batch
+
+
+def _dicts(features: Dataset, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
+    columns: dict[str, list[Any]] = features[indices.tolist()]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 @dataclass
@@ -177,7 +193,7 @@ def train(
                 mine = rank_share(steps[within], rank, world)
                 cuts = micro_batches(mine, rows.lengths, settings.micro_batch_tokens)
                 chance = derived_seed(setting.seed, "examples", done_steps)
-                micro = [_to_device(collate(rows.take(cut, chance)), device) for cut in cuts]
+                micro = [_to_device(rows.batch(cut, chance, collate), device) for cut in cuts]
                 due = time.monotonic() - last_saved >= settings.checkpoint_minutes * 60
                 counts, stop, due = _agree(objective, micro, setting, due)
                 for group in optimizer.param_groups:

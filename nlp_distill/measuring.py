@@ -196,13 +196,7 @@ def _loaded(variant: Measured, threads: int) -> Callable[[int, int, int], list[f
         model = load_model(folder, variant.auto_class)
         names = ["input_ids", "attention_mask"]
     if variant.new_tokens is not None:
-        run = partial(
-            model.generate,
-            num_beams=1,
-            do_sample=False,
-            min_new_tokens=variant.new_tokens,
-            max_new_tokens=variant.new_tokens,
-        )
+        run = partial(model.generate, min_new_tokens=variant.new_tokens, max_new_tokens=variant.new_tokens)
     else:
         run = model
     generator = torch.Generator().manual_seed(0)

@@ -58,7 +58,7 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
     elif chosen.config is not None:
         student = shaped_config(teacher, chosen.config)
     else:
-        student = _other(str(chosen.model), source, task)
+        student = _other(str(chosen.model), source, task, recipe)
     supervise = [supervise_map(phase, teacher, student) for phase in recipe.distill.phases]
     for phase, layers in zip(recipe.distill.phases, supervise, strict=True):
         if phase.targets == "teacher" and type(task).with_answers is Task.with_answers:
@@ -82,12 +82,20 @@ def _check_head(recipe: Recipe, task: Task, source: Source, tries: int) -> None:
         )
 
 
-def _other(reference: str, teacher: Source, task: Task) -> PretrainedConfig:
-    """Config of a student that is another checkpoint; it must share the teacher's vocabulary."""
+def _other(reference: str, teacher: Source, task: Task, recipe: Recipe) -> PretrainedConfig:
+    """Config of a student that is another checkpoint.
+
+    With another vocabulary than the teacher's only terms make sense that compare no tokens: labels, and logits of
+    whole rows.
+    """
     source = resolve(reference)
     config = load_config(source.folder, **task.config_settings())
     family_of(config, reference)
     theirs, ours = load_tokenizer(teacher.folder), load_tokenizer(source.folder)
-    if theirs.get_vocab() != ours.get_vocab():
-        raise TokenizerMismatch(teacher=len(theirs), student=len(ours))
+    allowed = {"labels", "logits"} if task.logits_of_rows else {"labels"}
+    refused = sorted({term.kind for phase in recipe.distill.phases for term in phase.losses} - allowed)
+    if refused and theirs.get_vocab() != ours.get_vocab():
+        raise TokenizerMismatch(
+            teacher=len(theirs), student=len(ours), terms=", ".join(refused), allowed=" and ".join(sorted(allowed))
+        )
     return config

@@ -20,6 +20,7 @@ from accelerate.utils import (
     broadcast_object_list,
 )
 from datasets import Dataset
+from transformers import PretrainedConfig
 
 from nlp_distill.data import slices
 from nlp_distill.errors import RunFailed, TrackerMissing
@@ -28,6 +29,7 @@ from nlp_distill.loop import Notify, Rows, Setting
 from nlp_distill.precision import autocast_dtype
 from nlp_distill.recipe import Recipe
 from nlp_distill.rundir import RunDir
+from nlp_distill.sources import resolve
 from nlp_distill.starts import first_source
 from nlp_distill.task import load_task
 
@@ -57,7 +59,16 @@ class Road:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The teacher's tokenizer, which its student shares; a student's own where there is no teacher."""
+        """The student's tokenizer: its teacher's, unless it is another checkpoint with one of its own."""
+        chosen = self.recipe.student.model
+        if chosen is None:
+            return self.teacher_tokenizer
+        own = load_tokenizer(resolve(chosen).folder, self.recipe.max_length)
+        return self.teacher_tokenizer if own.get_vocab() == self.teacher_tokenizer.get_vocab() else own
+
+    @cached_property
+    def teacher_tokenizer(self) -> Any:
+        """The teacher's tokenizer; a student's own where there is no teacher."""
         return load_tokenizer(self.source.folder, self.recipe.max_length)
 
     @cached_property
@@ -70,16 +81,28 @@ class Road:
         """The rows that choose epochs and gate exports; never trained on, never reported."""
         return self.rows(self.slices.selection)
 
-    def rows(self, raw: Dataset) -> Rows:
-        """Tokenised rows."""
-        return Rows(self.task.features(raw, self.tokenizer, self.tokenizer.model_max_length), raw)
+    def rows(self, raw: Dataset, tokenizer: Any = None) -> Rows:
+        """Rows as the student reads them, or another tokenizer."""
+        tokenizer = tokenizer or self.tokenizer
+        return Rows(self.task.features(raw, tokenizer, tokenizer.model_max_length), raw)
 
-    def setting(self) -> Setting:
+    def for_teacher(self, rows: Rows) -> Rows:
+        """The same rows as the teacher reads them."""
+        return rows if self.teacher_tokenizer is self.tokenizer else self.rows(rows.raw, self.teacher_tokenizer)
+
+    def with_twin(self, rows: Rows, teacher: PretrainedConfig) -> Rows:
+        """Rows that also carry the teacher's reading, where its tokenizer is another."""
+        if self.teacher_tokenizer is self.tokenizer:
+            return rows
+        read = self.task.collate(self.teacher_tokenizer, teacher)
+        return Rows(rows.features, rows.raw, (self.for_teacher(rows).features, read))
+
+    def setting(self, tokenizer: Any = None) -> Setting:
         """Where a training of this run happens, in the precision that the run settled on."""
         manifest = self.rundir.manifest()
         return Setting(
             task=self.task,
-            tokenizer=self.tokenizer,
+            tokenizer=tokenizer or self.tokenizer,
             accelerator=self.accelerator,
             seed=self.recipe.seed,
             autocast=autocast_dtype(manifest["precision"]["precision"]),

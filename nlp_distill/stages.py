@@ -206,15 +206,16 @@ def _teacher_stage(road: Road) -> Made:
     prepared = prepare(
         road.recipe.teacher,
         road.source,
-        road.train_rows,
-        road.selection_rows,
-        road.setting(),
+        road.for_teacher(road.train_rows),
+        road.for_teacher(road.selection_rows),
+        road.setting(road.teacher_tokenizer),
         road.rundir.checkpoints / "teacher",
         identity=sha256_json([stage_settings(road)[stage] for stage in ("data", "teacher")]),
     )
     how = {"name": road.source.name, "revision": road.source.revision, **prepared.how}
     documents = {"teacher.json": {**how, "task": _task(road)}}
-    return _publish(road, road.rundir.teacher, prepared.model, documents), {"how": how}
+    files = _publish(road, road.rundir.teacher, prepared.model, documents, road.teacher_tokenizer)
+    return files, {"how": how}
 
 
 def _settle_precision(road: Road) -> None:
@@ -223,11 +224,11 @@ def _settle_precision(road: Road) -> None:
     if road.main and road.rundir.manifest().get("precision", {}).get("asked") != asked:
         settled: dict[str, Any] = {"precision": asked}
         if road.recipe.precision == "auto":
-            task, rows = road.task, road.train_rows
+            task, rows = road.task, road.for_teacher(road.train_rows)
             model = load_model(road.source.folder, task.auto_class, **task.config_settings())
             model.to(road.accelerator.device)
             typical = rows.lengths.argsort()[len(rows.lengths) // 2 :][:32]
-            batch = task.collate(road.tokenizer, model.config)(rows.take(typical, seed=0))
+            batch = task.collate(road.teacher_tokenizer, model.config)(rows.take(typical, seed=0))
             settled = probe(model, {name: v.to(road.accelerator.device) for name, v in model_inputs(batch).items()})
         road.rundir.update_manifest(precision={"asked": asked, **settled})
         road.notify("precision", **settled)
@@ -290,6 +291,8 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
         key = sha256_json([stage_settings(road)[stage], road.slices.sha256, _weights_key(road), number])
         kept = CheckpointFolder(checkpoints / f"phase-{number}-{key[:12]}", key, road.main)
         rows = road.train_rows if phase.targets == "data" else _taught_rows(road)
+        if theirs is not None and source is not None:
+            rows = road.with_twin(rows, theirs)
         trained = train(student, objective, source, rows, road.selection_rows, phase, setting, kept, name)
         history.append(trained)
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))
@@ -319,12 +322,14 @@ def _weights_key(road: Road) -> dict[str, str]:
     return {name: stages[name]["key"] for name in ("teacher", "student")}
 
 
-def _publish(road: Road, folder: Path, model: PreTrainedModel, documents: dict[str, Any]) -> list[str]:
-    """Publish a model folder; the files' names relative to the run."""
+def _publish(
+    road: Road, folder: Path, model: PreTrainedModel, documents: dict[str, Any], tokenizer: Any = None
+) -> list[str]:
+    """Publish a model folder, with the student's tokenizer unless another is given; file names relative to the run."""
     if not road.main:
         return []
     with new_folder(folder) as temporary:
-        save_model(model, road.tokenizer, temporary)
+        save_model(model, tokenizer or road.tokenizer, temporary)
         for name, document in documents.items():
             write_json(temporary / name, document)
     return [str(file.relative_to(road.rundir.path)) for file in _files(folder)]

@@ -49,6 +49,8 @@ class Task(ABC):
     """What columns are for: the keys of `data.columns`."""
     usage: ClassVar[tuple[str, str]] = ("'A text of yours.'", "'A text of yours.'")
     """How a user asks: arguments of `nlp-distill predict RUN …`, and of the pipeline in Python."""
+    logits_of_rows: ClassVar[bool] = False
+    """Whether logits are of a whole row, so that teacher and student may read it with different tokenizers."""
     needs_head: ClassVar[bool] = True
     """Whether a teacher without a head for the task has nothing to teach."""
     warm_start: ClassVar[bool] = False

@@ -11,8 +11,8 @@ import pytest
 
 import nlp_distill
 from nlp_distill.doctor import check_model
-from nlp_distill.errors import HeadMissing, NotYet, RecipeInvalid, SignalMissing
-from nlp_distill.testing import WORDS, save_tiny, tiny_rows
+from nlp_distill.errors import HeadMissing, NotYet, RecipeInvalid, SignalMissing, TokenizerMismatch
+from nlp_distill.testing import WORDS, save_tiny, tiny_rows, write_rows
 
 ROOT = Path(__file__).parents[2]
 FAST = {"epochs": 1, "learning_rate": 2e-3, "batch_size": 16}
@@ -214,6 +214,31 @@ def test_a_masked_teacher_is_trained_first_unless_told_otherwise(tiny_recipe, ti
     )
     run = nlp_distill.run(recipe, out=tmp_path / "run", until="evaluate")
     assert list(run.dir.manifest()["stages"]["evaluate"]["scores"]) == ["teacher", "student"]
+
+
+def test_different_tokenizers_read_the_text_twice_or_are_refused(tiny_recipe, tiny_teacher, tmp_path):
+    """The same weights with another vocabulary order: fed with the teacher's ids, the student would learn nothing."""
+    other = save_tiny(tmp_path / "other", auto_class="AutoModel")
+    vocabulary = json.loads((other / "tokenizer.json").read_text())
+    words = vocabulary["model"]["vocab"]
+    order = list(words)
+    vocabulary["model"]["vocab"] = {word: number for number, word in enumerate([*order[:5], *order[:4:-1]])}
+    (other / "tokenizer.json").write_text(json.dumps(vocabulary))
+    data = {"dataset": str(write_rows(tmp_path / "d", train=400, validation=100))}
+    tuned = {"model": str(tiny_teacher), "finetune": {"epochs": 10, "learning_rate": 2e-3, "batch_size": 16}}
+    recipe = tiny_recipe(data=data, teacher=tuned, student={"model": str(other)})
+    with pytest.raises(
+        TokenizerMismatch, match=r"no meaning \(attention, hidden, relation\); keep only labels and logits"
+    ):
+        nlp_distill.run(recipe, out=tmp_path / "refused")
+    terms = "distill.losses=[{kind: logits, temperature: 1.0}]"
+    settings = ("distill.epochs=10", "distill.learning_rate=2e-3")
+    run = nlp_distill.run(recipe, terms, *settings, out=tmp_path / "run", until="evaluate")
+    scores = run.dir.manifest()["stages"]["evaluate"]["scores"]
+    assert scores["student"]["accuracy"] > 75
+    own = json.loads((run.path / "model" / "tokenizer.json").read_text())["model"]["vocab"]
+    theirs = json.loads((run.path / "teacher" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert own == vocabulary["model"]["vocab"] != theirs
 
 
 def test_what_cannot_be_without_a_teacher_is_refused(tiny_recipe, tiny_teacher, tmp_path):

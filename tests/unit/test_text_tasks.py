@@ -76,7 +76,7 @@ def test_how_to_generate_is_saved_with_the_model(seq2seq, tmp_path):
     task.configure(model)
     model.save_pretrained(tmp_path)
     saved = type(model.generation_config).from_pretrained(tmp_path)
-    assert (saved.num_beams, saved.max_new_tokens, saved.forced_bos_token_id) == (2, 6, None)
+    assert (saved.num_beams, saved.max_length, saved.forced_bos_token_id) == (2, 7, None)
     assert saved.decoder_start_token_id == model.config.decoder_start_token_id
 
 

@@ -106,8 +106,9 @@ class Seq2Seq(Task):
         generation = model.generation_config
         assert generation is not None
         generation._from_model_config = False
-        generation.max_length = None
-        generation.max_new_tokens = self.options.max_target_length
+        # With the start token; `max_new_tokens` would leave pipelines without a `max_length` to compare with.
+        generation.max_length = self.options.max_target_length + 1
+        generation.max_new_tokens = None
         for name in ("num_beams", "length_penalty", "no_repeat_ngram_size"):
             setattr(generation, name, getattr(self.options, name))
         for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id", "bos_token_id"):
@@ -168,8 +169,8 @@ class Seq2Seq(Task):
         return [self.options.prefix + text for text in dataset["source"][:]]
 
     def pipeline_settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """Sources are cut at the tokenizer's limit; how answers are generated lies in `generation_config.json`."""
-        return {"truncation": True}
+        """Sources are cut at the tokenizer's limit; the beams are ours, not the four of transformers' pipelines."""
+        return {"truncation": True, "num_beams": self.options.num_beams}
 
     def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
         """The answer to a text, behind the prefix that the model was trained with."""
