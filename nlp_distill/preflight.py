@@ -61,6 +61,8 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
         student = _other(str(chosen.model), source, task, recipe)
     supervise = [supervise_map(phase, teacher, student) for phase in recipe.distill.phases]
     for phase, layers in zip(recipe.distill.phases, supervise, strict=True):
+        if "encoder" in phase.freeze and not student.is_encoder_decoder:
+            raise NotYet(what="`freeze: [encoder]` of a model without a decoder", instead="freeze the embeddings only")
         if phase.targets == "teacher" and type(task).with_answers is Task.with_answers:
             raise NotYet(what=f"`targets: teacher` for {task.name}", instead="use a `logits` term")
         Objective(phase.losses, task, student, teacher, layers)

@@ -276,6 +276,9 @@ class Phase(Training):
         description="What the labels are: the data's, or what the teacher generates (sequence-level distillation, Kim "
         "& Rush 2016); for seq2seq.",
     )
+    freeze: list[Literal["embeddings", "encoder"]] = Field(
+        [], description="Parts that stay as they were copied; `encoder`: of a seq2seq model."
+    )
     supervise: LayerMaps = Field(
         "alternate",
         description="Which teacher layer each student layer imitates (the supervise map); "

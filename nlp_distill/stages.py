@@ -31,7 +31,7 @@ from nlp_distill.scores import predict, raw_lines, read_raw
 from nlp_distill.signals import LiveTeacher, model_inputs
 from nlp_distill.sources import resolve
 from nlp_distill.stage_keys import UPSTREAM, StageKeys
-from nlp_distill.student import Built, cut_student, shaped_student
+from nlp_distill.student import Built, cut_student, frozen, shaped_student
 from nlp_distill.teacher import prepare
 from nlp_distill.variants import evaluate_stage, export_stage, measure_stage, results_stage
 
@@ -293,7 +293,8 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
         rows = road.train_rows if phase.targets == "data" else _taught_rows(road)
         if theirs is not None and source is not None:
             rows = road.with_twin(rows, theirs)
-        trained = train(student, objective, source, rows, road.selection_rows, phase, setting, kept, name)
+        with frozen(student, phase.freeze):
+            trained = train(student, objective, source, rows, road.selection_rows, phase, setting, kept, name)
         history.append(trained)
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))
     files = _publish(road, folder, student, {"student.json": origin})

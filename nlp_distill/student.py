@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +91,22 @@ def _cut_state(state: dict[str, Tensor], prefix: str, copied: list[int]) -> dict
             own |= {part: tensor for part, tensor in blocks[0].items() if part not in of_all}
         rest |= {f"{prefix}{ours}.{part}": tensor for part, tensor in own.items()}
     return rest
+
+
+@contextmanager
+def frozen(model: PreTrainedModel, parts: Sequence[str]) -> Iterator[None]:
+    """Within the block the named parts do not train: `embeddings`, or the `encoder` of a seq2seq model."""
+    modules = {"embeddings": model.get_input_embeddings}
+    if model.config.is_encoder_decoder:
+        modules["encoder"] = model.get_encoder
+    kept = [parameter for part in parts for parameter in modules[part]().parameters()]
+    for parameter in kept:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in kept:
+            parameter.requires_grad_(True)
 
 
 def shaped_config(teacher: PretrainedConfig, shape: Shape) -> PretrainedConfig:

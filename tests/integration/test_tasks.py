@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 import nlp_distill
 from nlp_distill.doctor import check_model
@@ -151,6 +152,17 @@ def test_sequence_level_distillation_learns_what_the_teacher_says(tiny_recipe, t
     assert len(said) == run.dir.manifest()["stages"]["data"]["rows"]["train"] and all(isinstance(t, str) for t in said)
     with pytest.raises(NotYet, match="`targets: teacher` for classification"):
         nlp_distill.run(tiny_recipe("other"), "distill.recipe=seqkd", out=tmp_path / "other")
+
+
+def test_a_frozen_encoder_stays_its_teachers(tiny_recipe, tmp_path):
+    new = {"layers": 2, "hidden_size": 32, "vocabulary": 300}
+    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST}, export=[])
+    run = nlp_distill.run(recipe, "distill.freeze=[embeddings, encoder]", out=tmp_path / "run", until="distill")
+    before, after = (load_file(run.path / name / "model.safetensors") for name in ("student", "model"))
+    changed = {name for name in after if not (after[name] == before[name]).all()}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+    with pytest.raises(NotYet, match=r"`freeze: \[encoder\]` of a model without a decoder"):
+        nlp_distill.run(tiny_recipe("other"), "distill.freeze=[encoder]", out=tmp_path / "other")
 
 
 def test_the_doctor_says_what_a_model_can_give(tmp_path):
