@@ -233,6 +233,10 @@ class RunFolderForeign(RunFolderError):
     """'{folder}' exists and is not the folder of a run; choose another --out."""
 
 
+class RunFolderBusy(RunFolderError):
+    """'{folder}' is in use by {owner}; wait for it, stop it, or choose another --out."""
+
+
 class ModelFolderNotFound(RunFolderError):
     """'{folder}' holds no model to predict with; give a run folder that has been exported, or a model folder."""
 

@@ -11,15 +11,17 @@ import errno
 import hashlib
 import json
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from nlp_distill.errors import DiskFull, RunFolderForeign
+from nlp_distill.errors import DiskFull, RunFolderBusy, RunFolderForeign
 
 
 def sha256_file(path: Path) -> str:
@@ -128,18 +130,42 @@ class RunDir:
         self.checkpoints = self.path / "checkpoints"
         self.predictions = self.path / "predictions"
         self._manifest = self.path / "manifest.json"
+        self._owner = self.path / ".owner"
+        self._lock = FileLock(self.path / ".lock")
         self._events = self.path / "events.jsonl"
 
     def create(self) -> None:
-        """Make the folder; refuse one that holds something else. Clears what a killed process left half-written."""
+        """Make the folder and hold it; clears what a killed process left half-written.
+
+        Raises `RunFolderForeign` for a folder that holds something else, `RunFolderBusy` for one that another
+        process works in. The operating system frees a dead process's hold.
+        """
         if self.path.exists() and not self.exists():
-            if not self.path.is_dir() or any(not _left_over(file) for file in self.path.iterdir()):
+            ours = (self._lock.lock_file, str(self._owner))
+            if not self.path.is_dir() or any(not _left_over(f) and str(f) not in ours for f in self.path.iterdir()):
                 raise RunFolderForeign(folder=self.path)
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+        self._hold()
         for left in [*self.path.glob(".*"), *self.model.glob(".*")]:
             if _left_over(left):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def _hold(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            # Who it is may not be written yet, or the process may run on another machine.
+            owner = self._owner.read_text(encoding="utf-8").strip() if self._owner.is_file() else "another process"
+            raise RunFolderBusy(folder=self.path, owner=owner) from error
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_text(self._owner, f"process {os.getpid()} on {platform.node()} since {now}\n")
+
+    def release(self) -> None:
+        """Let others work in the folder."""
+        if self._lock.is_locked:
+            self._owner.unlink(missing_ok=True)
+            self._lock.release()
 
     def exists(self) -> bool:
         """Whether this is the folder of a run."""

@@ -91,12 +91,25 @@ def run(
 
     road = Road(recipe, rundir, tell, stop)
     road.tokenizer  # noqa: B018  refused here, before the folder is made
-    keys = enter(road, redo)
+    try:
+        _walk(road, enter(road, redo), until)
+    finally:
+        rundir.release()
+    road.accelerator.end_training()
+    finished = Run(folder)
+    missed = [name for name, limit in finished.results.get("budget", {}).items() if not limit["met"]]
+    if strict and until == "results" and missed:
+        raise BudgetMissed(missed=", ".join(missed))
+    return finished
+
+
+def _walk(road: Road, keys: StageKeys, until: str) -> None:
+    """The stages in order, those that are complete skipped."""
     for stage in STAGES[: STAGES.index(until) + 1]:
         if road.agreed(keys.complete(stage)):
             road.notify("stage", stage=stage, state="skipped")
             continue
-        if road.agreed(stop()):
+        if road.agreed(road.stop()):
             raise Interrupted(step=0, stage=stage)
         if stage != "control" or road.recipe.control:
             road.notify("stage", stage=stage, state="started")
@@ -104,15 +117,9 @@ def run(
         files, facts = MAKERS[stage](road)
         if road.main:
             keys.record(stage, files, time.monotonic() - start, **facts)
-            shutil.rmtree(rundir.checkpoints / stage, ignore_errors=True)
+            shutil.rmtree(road.rundir.checkpoints / stage, ignore_errors=True)
         road.accelerator.wait_for_everyone()
         road.notify("stage", stage=stage, state="done", seconds=round(time.monotonic() - start, 1), **facts)
-    road.accelerator.end_training()
-    finished = Run(folder)
-    missed = [name for name, limit in finished.results.get("budget", {}).items() if not limit["met"]]
-    if strict and until == "results" and missed:
-        raise BudgetMissed(missed=", ".join(missed))
-    return finished
 
 
 def _what_and_where(
