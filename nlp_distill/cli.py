@@ -197,6 +197,25 @@ def predict(
 
 
 @app.command()
+def estimate(
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one.")],
+    override: OverrideOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run will take: parameters, memory, disk, steps, time; no weights are read."""
+    from dataclasses import asdict
+
+    from nlp_distill.estimate import estimate as take
+
+    found = take(recipe, override or [])
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(found)) + "\n")
+        return
+    for line in [f"{recipe}:", *found.lines()]:
+        out_console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def doctor(
     recipe: Annotated[str | None, typer.Argument(help="Also check that this recipe can run here.")] = None,
     override: OverrideOption = None,

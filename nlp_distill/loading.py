@@ -181,6 +181,22 @@ def new_model(config: PretrainedConfig, auto_class: str, seed: int) -> PreTraine
     return model.float().eval()
 
 
+def shape_of(config: PretrainedConfig, auto_class: str) -> tuple[int, int, int]:
+    """Parameters of a model of this config: in all, in embeddings, in an output over the vocabulary that shares them.
+
+    Uses no memory.
+    """
+    import torch
+    import transformers
+
+    with torch.device("meta"), _quiet():
+        model = getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
+    embedded = model.get_input_embeddings().weight.numel()
+    output = model.get_output_embeddings()
+    shared = output is not None and output.weight is model.get_input_embeddings().weight
+    return model.num_parameters(), embedded, output.weight.numel() if shared else 0
+
+
 def has_class(folder: Path, auto_class: str) -> bool:
     """Whether models of the folder's type can be of the class at all."""
     import transformers

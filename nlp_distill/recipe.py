@@ -12,8 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from nlp_distill.presets import PRESETS, phases_of
-
 LayerPolicy = Literal["alternate", "first", "last", "first_last", "distilbert"]
 LayerMap = LayerPolicy | list[Annotated[int, Field(ge=0)]]
 StackName = Literal["encoder", "decoder"]
@@ -387,23 +385,3 @@ class Recipe(Settings):
         """Identity of the resolved recipe, in hexadecimal."""
         text = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def expand(raw: dict[str, Any]) -> dict[str, Any]:
-    """The long form of a recipe as written: short forms become lists of one. Unknown keys stay as they are."""
-    expanded = dict(raw)
-    for short, long in (("task", "tasks"), ("teacher", "teachers")):
-        if short in expanded and long not in expanded:
-            given = expanded.pop(short)
-            expanded[long] = [] if given is None else [given]
-    distill = expanded.get("distill")
-    if isinstance(distill, dict) and "phases" not in distill:
-        named = distill.get("recipe")
-        settings = {key: value for key, value in distill.items() if key != "recipe"}
-        known = isinstance(named, str) and named in PRESETS
-        expanded["distill"] = {"phases": phases_of(str(named), settings) if known else [settings]}
-        if named is not None:
-            expanded["distill"]["recipe"] = named
-    if isinstance(expanded.get("export"), dict):
-        expanded["export"] = [expanded["export"]]
-    return expanded

@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nlp_distill.errors import RecipeInvalid, RecipeNotFound, RecipeUnreadable, RunFolderNotFound
-from nlp_distill.recipe import Recipe, expand
+from nlp_distill.presets import PRESETS, phases_of
+from nlp_distill.recipe import Recipe
 from nlp_distill.task import task_folders
 
 MAX_BYTES = 256 * 1024
@@ -54,6 +55,26 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = find_recipe(name)
     return parse_recipe(path.read_bytes(), str(path), overrides)
+
+
+def expand(raw: dict[str, Any]) -> dict[str, Any]:
+    """The long form of a recipe as written: short forms become lists of one. Unknown keys stay as they are."""
+    expanded = dict(raw)
+    for short, long in (("task", "tasks"), ("teacher", "teachers")):
+        if short in expanded and long not in expanded:
+            given = expanded.pop(short)
+            expanded[long] = [] if given is None else [given]
+    distill = expanded.get("distill")
+    if isinstance(distill, dict) and "phases" not in distill:
+        named = distill.get("recipe")
+        settings = {key: value for key, value in distill.items() if key != "recipe"}
+        known = isinstance(named, str) and named in PRESETS
+        expanded["distill"] = {"phases": phases_of(str(named), settings) if known else [settings]}
+        if named is not None:
+            expanded["distill"]["recipe"] = named
+    if isinstance(expanded.get("export"), dict):
+        expanded["export"] = [expanded["export"]]
+    return expanded
 
 
 def parse_recipe(text: bytes, source: str, overrides: Sequence[str] = ()) -> Recipe:

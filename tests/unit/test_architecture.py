@@ -22,7 +22,7 @@ TIERS = [
     {"loop"},
     {"teacher", "exports", "measuring"},
     {"preflight", "road", "reports"},
-    {"variants", "doctor"},
+    {"variants", "doctor", "estimate"},
     {"stages"},
     {"display", "reference"},
     {"cli"},

@@ -1,0 +1,36 @@
+"""An estimate counts what a run then has; time is only roughly right and not tested."""
+
+import nlp_distill
+from nlp_distill.estimate import Part, estimate
+from nlp_distill.loading import load_model
+from nlp_distill.testing import tiny_config, tiny_model
+
+
+def test_parameters_without_weights_are_those_of_the_model():
+    for kind, auto in (("bert", "AutoModelForMaskedLM"), ("t5", "AutoModelForSeq2SeqLM"), ("albert", "AutoModel")):
+        model = tiny_model(kind, auto)
+        part = Part.of(tiny_config(kind), auto)
+        embedded = model.get_input_embeddings().weight.numel()
+        assert part.parameters == model.num_parameters()
+        # What an output over the vocabulary shares with the embeddings is passed by every token.
+        assert part.per_token == part.parameters - (0 if auto != "AutoModel" else embedded)
+
+
+def test_an_estimate_against_the_run(tiny_recipe, tmp_path):
+    recipe = tiny_recipe(control=True)
+    expected = estimate(str(recipe), ["distill.epochs=3"], tmp_path)
+    run = nlp_distill.run(recipe, "distill.epochs=3", out=tmp_path / "run", until="control")
+    stages = run.dir.manifest()["stages"]
+    taken = stages["teacher"]["how"]["steps"]
+    taken += sum(trained["steps"] for stage in ("distill", "control") for trained in stages[stage]["trained"])
+    assert expected.steps == taken
+    for part, folder in ((expected.teacher, run.dir.teacher), (expected.student, run.dir.model)):
+        assert part.parameters == load_model(folder, "AutoModelForSequenceClassification").num_parameters()
+    assert expected.disk > sum(file.stat().st_size for file in run.path.rglob("*.safetensors"))
+    assert 0 < expected.seconds < 600 and expected.memory > 0.5e9
+    assert any(line.startswith("  memory: about") for line in expected.lines())
+
+
+def test_a_full_disk_is_said_before(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("nlp_distill.estimate.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    assert any("only 0.0 GB are free" in line for line in estimate(str(tiny_recipe()), out=tmp_path).lines())
