@@ -42,7 +42,11 @@ HUB_FILES = [
     "special_tokens_map.json",
     "*.model",
 ]
-HUB_EXPORTS = ["onnx/*model*.onnx", "onnx/*model*.onnx_data"]
+HUB_EXPORTS = [
+    f"onnx/{part}{suffix}.onnx"
+    for part in ("model", "encoder_model", "decoder_model", "decoder_model_merged")
+    for suffix in ("", "_quantized")
+]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
 

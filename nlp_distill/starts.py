@@ -40,7 +40,8 @@ def first_source(recipe: Recipe, task: Task, rows: Dataset, data_sha256: Any) ->
     if teacher is None:
         return resolve(str(recipe.student.model))
     if teacher.new is not None:
-        described = {"new": teacher.new.model_dump(mode="json"), "data": data_sha256, "seed": seed}
+        read = {"task": task.name, "options": task.options.model_dump(mode="json"), "data": data_sha256}
+        described = {"new": teacher.new.model_dump(mode="json"), "seed": seed, **read}
         folder = cache_folder() / "starts" / sha256_json(described)[:16]
         if not (folder / "config.json").is_file():
             _write_new(folder, teacher.new, task, rows, seed)

@@ -164,11 +164,10 @@ class MaskedLM(Task):
         """The likeliest tokens for each hidden word; none where a text has no word to ask for."""
         asked = [row for row in inputs if row["end"] > row["begin"]]
         texts = [_hidden(row, pipe.tokenizer.mask_token, pipe.tokenizer.model_max_length) for row in asked]
-        found = iter(pipe(texts, batch_size=batch_size, top_k=GUESSES) if texts else [])
-        if len(texts) == 1:
-            found = iter([list(found)])
-            found = iter([guesses[0] if isinstance(guesses[0], list) else guesses for guesses in found])
-        return [next(found) if row["end"] > row["begin"] else [] for row in inputs]
+        found = pipe(texts, batch_size=batch_size, top_k=GUESSES) if texts else []
+        # Of one text the pipeline gives its guesses alone.
+        guesses = iter([found] if len(texts) == 1 else found)
+        return [next(guesses) if row["end"] > row["begin"] else [] for row in inputs]
 
     def raw_outputs(self, answers: list[Any]) -> NDArray[Any]:
         """The likeliest tokens of each row, the best first."""
