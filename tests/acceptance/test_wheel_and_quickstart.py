@@ -84,3 +84,50 @@ def test_ones_own_csv(installed):
     assert "rows cut from train" in output
     answer = call(tool, "predict", "runs/mine", "Please cancel my order 99", cwd=installed)
     assert json.loads(answer)["outputs"][0]["label"] == "cancel"
+
+
+STOCK = """
+import sys
+from optimum.onnxruntime import ORTModelForSeq2SeqLM
+from optimum.pipelines import pipeline as ort_pipeline
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, pipeline
+
+folder, text = sys.argv[1], "name[The Punter], food[Thai], priceRange[cheap], area[riverside]"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+merged = "decoder_model_merged_quantized.onnx"
+int8 = {
+    "encoder_file_name": "encoder_model_quantized.onnx",
+    "decoder_file_name": merged,
+    "decoder_with_past_file_name": merged,
+}
+said = {}
+for task in ("text2text-generation", "summarization", "translation_en_to_de"):
+    torch_pipe = pipeline(task, model=AutoModelForSeq2SeqLM.from_pretrained(folder), tokenizer=tokenizer)
+    answers = [torch_pipe(text, num_beams=1)[0]]
+    for files in ({}, int8):
+        model = ORTModelForSeq2SeqLM.from_pretrained(folder, subfolder="onnx", **files)
+        ort = ort_pipeline(task, model=model, tokenizer=tokenizer, accelerator="ort")
+        answers.append(ort(text, num_beams=1)[0])
+    texts = [next(iter(answer.values())) for answer in answers]
+    assert texts[0] == texts[1] and all(texts), texts
+    said[task] = texts[0]
+assert len(set(said.values())) == 1, said
+"""
+
+
+def test_seq2seq_in_short_served_by_stock_pipelines(installed):
+    """Generation, summarization and translation pipelines of transformers and Optimum say the same."""
+    tool = installed / "env" / "bin" / "nlp-distill"
+    settings = ["-o", "teacher.finetune.epochs=2", "-o", "distill.epochs=1", "-o", "data.limit=1500"]
+    assert "Recommended: student" in call(tool, "run", "quickstart-seq2seq", *settings, cwd=installed)
+    python = installed / "env" / "bin" / "python"
+    call(python, "-c", STOCK, installed / "runs" / "quickstart-seq2seq" / "model", cwd=installed)
+
+
+def test_questions_in_short(installed):
+    tool = installed / "env" / "bin" / "nlp-distill"
+    settings = ["-o", "teacher.finetune.epochs=1", "-o", "distill.epochs=1", "-o", "data.limit=300"]
+    assert "Recommended: student" in call(tool, "run", "quickstart-qa", *settings, cwd=installed)
+    context = "The tower was built in 1889 by a French engineer."
+    answer = call(tool, "predict", "runs/quickstart-qa", "When was it built?", "--text-pair", context, cwd=installed)
+    assert json.loads(answer)["outputs"]["answer"] in context
