@@ -1,7 +1,7 @@
 """Failure-atomic checkpoints in safetensors and JSON.
 
-A checkpoint is a folder `step-NNNNNNNN` that appears complete or not at all; `manifest.json` in it has the
-sha256 of each file. Never fewer than two complete ones are kept while a stage runs.
+A checkpoint is a folder `step-NNNNNNNN` that appears complete or not at all: temporary folder → fsync → sha256
+manifest → rename → older ones dropped, never below two → `LATEST`. What is read was verified first.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nlp_distill.rundir import new_folder, sha256_file, write_json
+from nlp_distill.rundir import new_folder, sha256_file, write_json, write_text
 
 KEPT = 2
+TENSORS = ("weights", "optimizer", "best")
+FILES = {"state.json", *(f"{name}.safetensors" for name in TENSORS)}
 
 
 @dataclass
@@ -45,47 +48,46 @@ class CheckpointFolder:
         if folder.exists():
             return
         with new_folder(folder) as temporary:
-            for name in ("weights", "optimizer", "best"):
+            for name in TENSORS:
                 tensors: dict[str, Tensor] = getattr(checkpoint, name)
                 contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
                 save_file(contiguous, temporary / f"{name}.safetensors")
             write_json(temporary / "state.json", {**checkpoint.state, "key": self.key})
-            files = sorted(file for file in temporary.iterdir())
-            write_json(temporary / "manifest.json", {file.name: sha256_file(file) for file in files})
+            write_json(temporary / "manifest.json", {name: sha256_file(temporary / name) for name in sorted(FILES)})
         for old in self._folders()[:-KEPT]:
             shutil.rmtree(old)
+        write_text(self.path / "LATEST", f"{folder.name}\n")
 
     def load(self) -> Checkpoint | None:
-        """The newest complete checkpoint of this key; damaged ones are moved aside (`moved_aside` names them)."""
+        """The newest intact checkpoint of this key; damaged ones are moved aside (`moved_aside` names them)."""
         for folder in reversed(self._folders()):
-            if not self._complete(folder):
-                if not self.main:
-                    continue
+            found = _read(folder)
+            if found is not None:
+                return found if found.state.pop("key") == self.key else None
+            if self.main:
                 aside = folder.with_name(f"damaged-{folder.name}")
                 shutil.rmtree(aside, ignore_errors=True)
                 folder.rename(aside)
                 self.moved_aside.append(aside.name)
-                continue
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            if state.pop("key") != self.key:
-                return None
-            parts = {name: load_file(folder / f"{name}.safetensors") for name in ("weights", "optimizer", "best")}
-            return Checkpoint(state=state, **parts)
         return None
 
     def _folders(self) -> list[Path]:
         return sorted(self.path.glob("step-*")) if self.path.is_dir() else []
 
-    @staticmethod
-    def _complete(folder: Path) -> bool:
-        manifest = folder / "manifest.json"
-        if not manifest.is_file():
-            return False
-        try:
-            sums: Mapping[str, str] = json.loads(manifest.read_text(encoding="utf-8"))
-        except ValueError:
-            return False
-        return all((folder / name).is_file() and sha256_file(folder / name) == sha for name, sha in sums.items())
+
+def _read(folder: Path) -> Checkpoint | None:
+    """A checkpoint whose every file is what its manifest says; None for any other."""
+    try:
+        sums: Any = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        whole = isinstance(sums, dict) and sums == {name: sha256_file(folder / name) for name in FILES}
+        if not whole:
+            return None
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        if folder.name != f"step-{state['step']:08d}":
+            return None
+        return Checkpoint(state, *(load_file(folder / f"{name}.safetensors") for name in TENSORS))
+    except (OSError, ValueError, SafetensorError):
+        return None
 
 
 def optimizer_tensors(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -222,7 +222,7 @@ class RunFolderError(UserError):
 
 
 class StageChanged(RunFolderError):
-    """{folder}: the stage '{stage}' was made with other settings ({changes}); use another --out, or --redo to make it and the stages after it anew (earlier stages are kept)."""
+    """{folder}: the stage '{stage}' was {made} with other settings ({changes}); use another --out, or --redo to make it and the stages after it anew (earlier stages are kept)."""
 
 
 class RunFolderNotFound(RunFolderError):
@@ -254,7 +254,7 @@ class FileExists(UserError):
 
 
 class DiskFull(UserError):
-    """{path}: no space left on the device ({reason}); free some, or choose another --out. What was complete before is intact."""
+    """{path}: no space left on the device ({reason}); free some, or choose another --out."""
 
 
 class BudgetMissed(NlpDistillError):
@@ -271,6 +271,22 @@ class RunFailed(NlpDistillError):
 
 class LossNotFinite(RunFailed):
     """The loss became {value} at step {step} (term '{term}', examples {examples}); try a lower learning rate or precision: fp32. The last checkpoint is intact."""
+
+
+class OutOfMemory(RunFailed):
+    """{stage}: out of memory ({reason}); lower micro_batch_tokens (the step and its result stay the same) or max_length. The last checkpoint is intact."""
+
+
+class DiskFailed(RunFailed):
+    """{stage}: the disk failed ({reason}); what was complete before is intact, and the same command resumes."""
+
+
+class ProcessLost(RunFailed):
+    """{stage}: another process of this run has gone ({reason}); the last checkpoint is intact, and the same command resumes."""
+
+
+class Stalled(RunFailed):
+    """{stage}: no step for {minutes:g} minutes; the disk, the network or another process may hang. The last checkpoint is intact, and the same command resumes (longer waits: stall_minutes)."""
 
 
 class ParityFailed(RunFailed):

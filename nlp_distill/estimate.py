@@ -16,13 +16,14 @@ import torch
 from transformers import PretrainedConfig
 
 from nlp_distill.data import slices
+from nlp_distill.errors import DiskFull
 from nlp_distill.families import family_of
 from nlp_distill.loading import load_tokenizer, shape_of
-from nlp_distill.preflight import check
+from nlp_distill.preflight import Feasible, check
 from nlp_distill.recipe import Finetune, Recipe, Training
 from nlp_distill.recipe_file import load_recipe
 from nlp_distill.starts import first_source
-from nlp_distill.task import load_task
+from nlp_distill.task import Task, load_task
 from nlp_distill.teacher import candidates
 
 WEIGHT, TRAINED, CHECKPOINT = 4, 20, 16
@@ -98,8 +99,7 @@ def estimate(name: str, overrides: Sequence[str] = (), out: Path = Path()) -> Es
     lengths = features["length"][:] if "length" in features.column_names else [len(i) for i in features["input_ids"]]
     examples = len(rows.train) * len(lengths) / len(sample)
     tokens = sum(lengths) / len(lengths)
-    teacher = Part.of(found.teacher, task.auto_class) if found.teacher is not None else None
-    student = Part.of(found.student, task.auto_class)
+    teacher, student = _parts(task, found)
     tunings = _tunings(recipe, len(rows.train)) if found.tries else []
     rate = _rate(bf16=recipe.precision != "fp32")
     seconds, steps = 0.0, 0
@@ -115,9 +115,29 @@ def estimate(name: str, overrides: Sequence[str] = (), out: Path = Path()) -> Es
             seconds += _seconds(phase, student, None, examples, tokens, rate)
             steps += _steps(phase, examples)
     disk = _disk(recipe, teacher, student, tuned=bool(tunings))
-    parent = next(folder for folder in (out.resolve(), *out.resolve().parents) if folder.is_dir())
-    free = float(shutil.disk_usage(parent).free)
-    return Estimate(teacher, student, steps, tokens, _memory(recipe, teacher, student, tokens), disk, free, seconds)
+    memory = _memory(recipe, teacher, student, tokens)
+    return Estimate(teacher, student, steps, tokens, memory, disk, _free(out), seconds)
+
+
+def check_disk(folder: Path, recipe: Recipe, task: Task, found: Feasible) -> None:
+    """Refuse a run that will not fit beside what its folder holds already. Raises `DiskFull`."""
+    need = _disk(recipe, *_parts(task, found), tuned=found.tries > 0)
+    need -= sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    if need > _free(folder):
+        reason = f"the run needs about {need / 1e9:.2f} GB, {_free(folder) / 1e9:.2f} GB are free"
+        raise DiskFull(path=folder, reason=reason)
+
+
+def _parts(task: Task, found: Feasible) -> tuple[Part | None, Part]:
+    """Teacher and student."""
+    teacher = Part.of(found.teacher, task.auto_class) if found.teacher is not None else None
+    return teacher, Part.of(found.student, task.auto_class)
+
+
+def _free(folder: Path) -> float:
+    """Bytes that can be written where the folder is, or will be."""
+    there = next(place for place in (folder.resolve(), *folder.resolve().parents) if place.is_dir())
+    return float(shutil.disk_usage(there).free)
 
 
 def _tunings(recipe: Recipe, rows: int) -> list[Finetune]:

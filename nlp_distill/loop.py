@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from nlp_distill.recipe import Training
 from nlp_distill.scores import predict
 from nlp_distill.signals import Signal, TeacherSource, capture, model_inputs
 from nlp_distill.task import Batch, Task
+from nlp_distill.trouble import watched
 
 Notify = Callable[..., None]
 """`notify(kind, **fields)`: progress, metric and warning events."""
@@ -170,11 +172,11 @@ def train(
     state, best = _resume(checkpoints, step_module, optimizer, stage, notify)
     done, done_steps = Trained(**state["trained"]), state["step"]
     best_rank = (state["best_rank"][0], state["best_rank"][1])
-    # Sums of a started epoch are those of all ranks: one of them carries them on.
-    epoch_sums = state["epoch_sums"] if rank == 0 else dict.fromkeys(state["epoch_sums"], 0.0)
+    # Each rank goes on with its own sums of a started epoch: added up in another order, they would round otherwise.
+    epoch_sums: dict[str, float] = state["epoch_sums"][rank] if state["epoch_sums"] else {}
 
     def checkpoint() -> None:
-        sums = _over_ranks(epoch_sums, accelerator)
+        sums = gather_object([epoch_sums])
         if accelerator.is_main_process:
             state = {"step": done_steps, "trained": vars(done), "best_rank": best_rank, "epoch_sums": sums}
             tensors = optimizer_tensors(step_module, optimizer)
@@ -184,7 +186,7 @@ def train(
     finished = done_steps >= total or _out_of_patience(done, settings)
     last_saved = last_shown = time.monotonic()
     stop, examples = False, 0
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), watched(stage, settings.stall_minutes, notify) as beat:
         while not finished:
             epoch = done_steps // per_epoch
             steps = epoch_steps(rows.lengths, settings.batch_size, setting.seed, epoch)
@@ -205,6 +207,7 @@ def train(
                     _refuse_not_finite(step_sums, norm, done_steps, steps[within], stage)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                beat()
                 done_steps += 1
                 examples += len(steps[within])
                 for name, value in step_sums.items():
@@ -232,7 +235,7 @@ def train(
             entry = _over_ranks({name: value / per_epoch for name, value in epoch_sums.items()}, accelerator)
             epoch_sums = {}
             if selection is not None:
-                score, loss_value = selection_score(step_module.student, selection, setting)
+                score, loss_value = selection_score(step_module.student, selection, setting, beat)
                 entry |= {"selection_score": score, "selection_loss": loss_value}
                 if (score, -loss_value) > best_rank:
                     best_rank, done.best_epoch, done.best_score = (score, -loss_value), epoch + 1, score
@@ -264,7 +267,7 @@ def _resume(
     for name in checkpoints.moved_aside:
         notify("warning", stage=stage, message=f"damaged checkpoint moved aside: {name}")
     if resumed is None:
-        return {"step": 0, "trained": vars(Trained()), "best_rank": (-1e30, -1e30), "epoch_sums": {}}, {}
+        return {"step": 0, "trained": vars(Trained()), "best_rank": (-1e30, -1e30), "epoch_sums": []}, {}
     module.load_state_dict(resumed.weights)
     restore_optimizer(module, optimizer, resumed.optimizer)
     notify("resumed", stage=stage, step=resumed.state["step"])
@@ -294,15 +297,19 @@ def _accumulate(
     return sums
 
 
-def selection_score(model: PreTrainedModel, rows: Rows, setting: Setting) -> tuple[float, float]:
+def selection_score(
+    model: PreTrainedModel, rows: Rows, setting: Setting, beat: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """The primary metric (points), as a user's pipeline gets it, and the mean loss on the selection rows.
 
-    Changes nothing of the model.
+    Changes nothing of the model; `beat` is called as it goes on.
     """
     task, was_training = setting.task, model.training
     model.eval()
     with torch.no_grad():
-        raw = predict(model_pipeline(task, model, setting.tokenizer), task, rows.raw, SELECTION_BATCH)
+        raw = predict(
+            model_pipeline(task, model, setting.tokenizer), task, rows.raw, SELECTION_BATCH, lambda *_: beat()
+        )
     loss = mean_loss(model, rows, setting)
     model.train(was_training)
     return task.score(raw, rows.raw)[task.primary_metric], loss
@@ -338,7 +345,8 @@ def _over_ranks(values: dict[str, float], accelerator: Accelerator) -> dict[str,
     """Each rank's part of a mean, summed."""
     if accelerator.num_processes == 1:
         return values
-    summed = accelerator.reduce(torch.tensor(list(values.values()), device=accelerator.device), reduction="sum")
+    ours = torch.tensor(list(values.values()), dtype=torch.float64, device=accelerator.device)
+    summed = accelerator.reduce(ours, reduction="sum")
     return dict(zip(values, summed.tolist(), strict=True))
 
 

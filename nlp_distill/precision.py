@@ -1,8 +1,11 @@
-"""Which arithmetic the matrix products use, found by a short probe on this machine."""
+"""Which arithmetic the matrix products use, found by a short probe on this machine, and whether bits repeat."""
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -19,6 +22,20 @@ WORTH_IT = 1.1
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """The autocast type of a resolved precision, `fp32` or `bf16`."""
     return torch.bfloat16 if precision == "bf16" else None
+
+
+@contextmanager
+def deterministic(strict: bool) -> Iterator[None]:
+    """Inside the block torch gives the same bits for the same work, or fails, where `strict`; then as before."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if strict:
+        # Without it cuBLAS sums in any order.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(strict)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def probe(model: PreTrainedModel, batch: Batch) -> dict[str, float | str]:

@@ -63,6 +63,10 @@ class Data(Settings):
         return self
 
 
+OPERATION = ("checkpoint_minutes", "stall_minutes")
+"""Settings of a training that never change its result: a run goes on when they were changed."""
+
+
 class Training(Settings):
     """How one stretch of training runs. One step is exactly `batch_size` examples."""
 
@@ -82,6 +86,9 @@ class Training(Settings):
     )
     checkpoint_minutes: float = Field(
         5.0, ge=0, description="Minutes between checkpoints inside an epoch (0: each step)."
+    )
+    stall_minutes: float = Field(
+        30.0, gt=0, description="The run ends, resumable, when no step was made for so many minutes."
     )
 
 
@@ -344,6 +351,9 @@ class Recipe(Settings):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="Arithmetic of the matrix products; `auto`: bf16 where a short probe says that it is faster.",
+    )
+    determinism: Literal["auto", "strict", "fast"] = Field(
+        "auto", description="`strict`: the same bits each time; `fast`: not on a GPU. `auto`: strict on a CPU."
     )
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]] = (
         Field([], description="Experiment trackers, through Accelerate.")

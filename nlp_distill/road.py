@@ -57,6 +57,12 @@ class Road:
         self.slices = slices(self.task.load_data(recipe.data), recipe.data)
         self.source = first_source(recipe, self.task, self.slices.train, self.slices.sha256)
 
+    @property
+    def strict(self) -> bool:
+        """Whether the run must repeat its bits."""
+        asked = self.recipe.determinism
+        return asked == "strict" or (asked == "auto" and self.accelerator.device.type == "cpu")
+
     @cached_property
     def tokenizer(self) -> Any:
         """The student's tokenizer: its teacher's, unless it is another checkpoint with one of its own."""

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -40,16 +41,17 @@ def sha256_json(value: Any) -> str:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" into a `DiskFull` that names the place."""
+    """Turn "no space left" into a `DiskFull` that names the place; what safetensors says of a disk into an OSError."""
     try:
-        yield
+        try:
+            yield
+        except SafetensorError as error:
+            if said := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(said[1]), os.strerror(int(said[1])), str(path)) from error
+            raise
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(path=path, reason=error.strerror) from error
-        raise
-    except SafetensorError as error:
-        if any(f"os error {number}" in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
-            raise DiskFull(path=path, reason=str(error)) from error
         raise
 
 
@@ -147,9 +149,14 @@ class RunDir:
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._hold()
-        for left in [*self.path.glob(".*"), *self.model.glob(".*")]:
-            if _left_over(left):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for left in [file for file in self.path.rglob(".*") if _left_over(file)]:
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+        self._mend_events()
+
+    def _mend_events(self) -> None:
+        """Drop the line that a killed process did not finish."""
+        if self._events.is_file() and not (text := self._events.read_bytes()).endswith(b"\n"):
+            os.truncate(self._events, text.rfind(b"\n") + 1)
 
     def _hold(self) -> None:
         try:

@@ -1,11 +1,13 @@
 """When a stage is skipped, resumed, made, or refused: each stage's key is the hash of what it depends on.
 
 Same key and intact output → skipped; same key and a checkpoint → resumed (by the loop); other settings of its
-own → refused, naming them, unless `redo`; only an earlier stage remade → made anew.
+own → refused, naming them, unless `redo`; only an earlier stage remade → made anew. A stage that was begun and
+has a checkpoint counts as one that was made.
 """
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 from nlp_distill.errors import StageChanged
@@ -55,7 +57,15 @@ class StageKeys:
             "seconds": round(seconds, 1),
             **facts,
         }
-        self.rundir.update_manifest(stages={**self.records(), stage: entry})
+        self.rundir.update_manifest(stages={**self.records(), stage: entry}, begun={})
+
+    def drop_checkpoints(self, stage: str) -> None:
+        """Free what a complete stage went through."""
+        shutil.rmtree(self.rundir.checkpoints / stage, ignore_errors=True)
+
+    def start(self, stage: str) -> None:
+        """Say that a stage is being made."""
+        self.rundir.update_manifest(begun={stage: {"settings": self.settings[stage], "outputs": {}}})
 
     def records(self) -> dict[str, Any]:
         """What the manifest says of complete stages."""
@@ -64,7 +74,9 @@ class StageKeys:
 
     def _compare(self, redo: bool) -> None:
         """Refuse changed settings of complete stages, or forget those stages and what stands on them."""
-        records = self.records()
+        begun = self.rundir.manifest().get("begun", {})
+        half = {stage: it for stage, it in begun.items() if any((self.rundir.checkpoints / stage).rglob("step-*"))}
+        records = {**half, **self.records()}
         forgotten: set[str] = set()
         for stage, upstream in UPSTREAM.items():
             if stage not in records:
@@ -73,7 +85,8 @@ class StageKeys:
             changes = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
             if changes and not redo:
                 shown = ", ".join(f"{name}: {old.get(name)!r} → {new.get(name)!r}" for name in changes)
-                raise StageChanged(folder=self.rundir.path, stage=stage, changes=shown)
+                made = "begun" if stage in half else "made"
+                raise StageChanged(folder=self.rundir.path, stage=stage, made=made, changes=shown)
             if changes or forgotten.intersection(upstream):
                 forgotten.add(stage)
         if forgotten and self.main:
@@ -81,4 +94,5 @@ class StageKeys:
             for stage in forgotten:
                 for name in records[stage]["outputs"]:
                     (self.rundir.path / name).unlink(missing_ok=True)
-            self.rundir.update_manifest(stages={k: v for k, v in records.items() if k not in forgotten})
+                self.drop_checkpoints(stage)
+            self.rundir.update_manifest(stages={k: v for k, v in self.records().items() if k not in forgotten})

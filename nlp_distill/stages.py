@@ -6,7 +6,6 @@ Each stage publishes its output and says so in the manifest; a stage that is com
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -17,13 +16,14 @@ import torch
 
 from nlp_distill.checkpoint import CheckpointFolder
 from nlp_distill.errors import BudgetMissed, Interrupted
+from nlp_distill.estimate import check_disk
 from nlp_distill.loading import load_model, save_model
 from nlp_distill.loop import Notify, Rows, Trained, train
 from nlp_distill.objective import Objective
-from nlp_distill.precision import probe
+from nlp_distill.precision import deterministic, probe
 from nlp_distill.prediction import variant_pipeline
 from nlp_distill.preflight import check, supervise_map
-from nlp_distill.recipe import LabelsTerm, Phase, Recipe
+from nlp_distill.recipe import OPERATION, LabelsTerm, Phase, Recipe
 from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, sha256_json, write_json, write_text
@@ -33,6 +33,7 @@ from nlp_distill.sources import resolve
 from nlp_distill.stage_keys import UPSTREAM, StageKeys
 from nlp_distill.student import Built, cut_student, frozen, shaped_student
 from nlp_distill.teacher import prepare
+from nlp_distill.trouble import named
 from nlp_distill.variants import evaluate_stage, export_stage, measure_stage, results_stage
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ def run(
     road = Road(recipe, rundir, tell, stop)
     road.tokenizer  # noqa: B018  refused here, before the folder is made
     try:
-        _walk(road, enter(road, redo), until)
+        with deterministic(road.strict):
+            _walk(road, enter(road, redo), until)
     finally:
         rundir.release()
     road.accelerator.end_training()
@@ -107,6 +109,8 @@ def _walk(road: Road, keys: StageKeys, until: str) -> None:
     """The stages in order, those that are complete skipped."""
     for stage in STAGES[: STAGES.index(until) + 1]:
         if road.agreed(keys.complete(stage)):
+            if road.main:
+                keys.drop_checkpoints(stage)
             road.notify("stage", stage=stage, state="skipped")
             continue
         if road.agreed(road.stop()):
@@ -114,10 +118,13 @@ def _walk(road: Road, keys: StageKeys, until: str) -> None:
         if stage != "control" or road.recipe.control:
             road.notify("stage", stage=stage, state="started")
         start = time.monotonic()
-        files, facts = MAKERS[stage](road)
+        if road.main:
+            keys.start(stage)
+        with named(stage):
+            files, facts = MAKERS[stage](road)
         if road.main:
             keys.record(stage, files, time.monotonic() - start, **facts)
-            shutil.rmtree(road.rundir.checkpoints / stage, ignore_errors=True)
+            keys.drop_checkpoints(stage)
         road.accelerator.wait_for_everyone()
         road.notify("stage", stage=stage, state="done", seconds=round(time.monotonic() - start, 1), **facts)
 
@@ -137,21 +144,16 @@ def _what_and_where(
 def enter(road: Road, redo: bool) -> StageKeys:
     """Refuse before training what cannot work; then make or enter the run folder."""
     recipe, rundir = road.recipe, road.rundir
-    check(recipe, road.task, road.source, len(road.slices.train))
+    found = check(recipe, road.task, road.source, len(road.slices.train))
     if road.main:
+        check_disk(rundir.path, recipe, road.task, found)
         rundir.create()
     road.accelerator.wait_for_everyone()
     keys = StageKeys(rundir, stage_settings(road), redo, road.main)
     road.accelerator.wait_for_everyone()
     if road.main:
         write_text(rundir.recipe, write_recipe(recipe))
-        manifest = rundir.manifest()
-        rundir.update_manifest(
-            schema=1,
-            recipe_sha256=recipe.sha256(),
-            versions=road.versions(),
-            machine=manifest.get("machine") or road.machine(),
-        )
+        _sign(road)
     road.accelerator.wait_for_everyone()
     # Sums depend on the number of threads: a resumed run repeats the first one's bits only with as many.
     torch.set_num_threads(rundir.manifest()["machine"]["threads"])
@@ -160,9 +162,26 @@ def enter(road: Road, redo: bool) -> StageKeys:
     return keys
 
 
+def _sign(road: Road) -> None:
+    """Note what the run depends on; say where it goes on with other versions, or on another machine."""
+    manifest, versions, machine = road.rundir.manifest(), road.versions(), road.machine()
+    before = {**manifest.get("versions", versions), **manifest.get("machine", machine)}
+    now = {**versions, **machine, "threads": before["threads"]}
+    changed = ", ".join(f"{name}: {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name])
+    if changed and manifest.get("stages"):
+        road.notify("warning", message=f"the run goes on elsewhere, where the last bits may differ ({changed})")
+    road.rundir.update_manifest(
+        schema=1,
+        recipe_sha256=road.recipe.sha256(),
+        versions=versions,
+        machine=manifest.get("machine") or machine,
+        determinism="strict" if road.strict else "fast",
+    )
+
+
 def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
     """What each stage depends on besides the stages before it."""
-    recipe = road.recipe.resolved()
+    recipe = _without(road.recipe.resolved(), OPERATION)
     phases = recipe["distill"]["phases"]
     trainings = [{k: v for k, v in phase.items() if k not in ("losses", "supervise")} for phase in phases]
     chosen = road.recipe.student.model
@@ -170,6 +189,7 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
     common = {
         "seed": recipe["seed"],
         "precision": recipe["precision"],
+        "determinism": "strict" if road.strict else "fast",
         "processes": road.accelerator.num_processes,
     }
     return {
@@ -194,6 +214,12 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
         "measure": {"threads": recipe["budget"]["threads"], "sequence": recipe["budget"]["sequence"]},
         "results": {"budget": recipe["budget"]},
     }
+
+
+def _without(value: Any, names: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        return {name: _without(child, names) for name, child in value.items() if name not in names}
+    return [_without(child, names) for child in value] if isinstance(value, list) else value
 
 
 Made = tuple[list[str], dict[str, Any]]

@@ -22,7 +22,7 @@ from nlp_distill.families import family_of
 from nlp_distill.loading import has_head, load_config, load_model, save_model
 from nlp_distill.loop import Rows, Setting, Trained, train
 from nlp_distill.objective import Objective
-from nlp_distill.recipe import Finetune, LabelsTerm, Lora, Teacher, Training
+from nlp_distill.recipe import OPERATION, Finetune, LabelsTerm, Lora, Teacher, Training
 from nlp_distill.rundir import new_folder, sha256_json, write_json
 from nlp_distill.sources import Source
 from nlp_distill.task import Task
@@ -98,7 +98,7 @@ def prepare(
     tried: list[tuple[Path, dict[str, Any]]] = []
     for number, settings in enumerate(plans):
         stage = "teacher" if len(plans) == 1 else f"teacher {number + 1}/{len(plans)}"
-        key = sha256_json([identity, settings.model_dump(mode="json")])
+        key = sha256_json([identity, settings.model_dump(mode="json", exclude={*OPERATION})])
         folder = checkpoints / f"candidate-{key[:12]}"
         if not (folder / "trained.json").is_file():
             _finetune(

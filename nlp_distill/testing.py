@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +158,35 @@ def tiny_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def write_rows(folder: Path, train: int = 160, validation: int = 60) -> Path:
-    """A data folder with `train.jsonl` and `validation.jsonl` of `tiny_rows`."""
+def tiny_questions(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Contexts of 20 words; the question is one of them, the answer the word behind it."""
+    generator = random.Random(seed)
+    rows = []
+    for number in range(count):
+        words = [generator.choice(WORDS) for _ in range(20)]
+        place = generator.randrange(5, 15)
+        start = len(" ".join(words[:place])) + 1
+        answers = {"text": [words[place]], "answer_start": [start]}
+        rows.append({"id": str(number), "question": words[place - 1], "context": " ".join(words), "answers": answers})
+    return rows
+
+
+def tiny_pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """A few words and the same words backwards."""
+    generator = random.Random(seed)
+    drawn = [[generator.choice(WORDS[:8]) for _ in range(generator.randint(2, 4))] for _ in range(count)]
+    return [{"source": " ".join(words), "target": " ".join(words[::-1])} for words in drawn]
+
+
+def write_rows(
+    folder: Path,
+    train: int = 160,
+    validation: int = 60,
+    rows: Callable[[int, int], list[dict[str, Any]]] = tiny_rows,
+) -> Path:
+    """A data folder with `train.jsonl` and `validation.jsonl` of `rows(count, seed)`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, count, seed in (("train", train, 0), ("validation", validation, 1)):
-        lines = (json.dumps(row) for row in tiny_rows(count, seed))
+        lines = (json.dumps(row) for row in rows(count, seed))
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder

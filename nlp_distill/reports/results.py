@@ -24,6 +24,7 @@ def build_results(road: Any, variants: list[dict[str, Any]], records: dict[str, 
         "versions": manifest["versions"],
         "machine": records["measure"]["machine"],
         "precision": manifest["precision"],
+        "determinism": manifest["determinism"],
         "data": {
             "source": rows.source,
             "revision": rows.revision,

@@ -13,7 +13,7 @@ CORE = ROOT / "nlp_distill"
 TIERS = [
     {"errors"},
     {"layers", "presets"},
-    {"recipe"},
+    {"recipe", "trouble"},
     {"task", "rundir", "families"},
     {"sources"},
     {"recipe_file", "loading", "signals", "losses", "batches", "checkpoint", "data"},
