@@ -11,12 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
 from nlp_distill.cli import main
 
 CLI = [sys.executable, "-m", "nlp_distill.cli"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+TORCHRUN += ["-m", "nlp_distill.cli"]
 SLOWLY = []
 for setting in ("distill.epochs=4", "distill.checkpoint_minutes=0", "teacher.finetune.checkpoint_minutes=0"):
     SLOWLY += ["-o", setting]
@@ -82,17 +85,7 @@ def straight(undisturbed, tmp_path):
 def test_accumulation_and_two_processes_agree_with_one(undisturbed, tmp_path):
     recipe, one = undisturbed
     cli("distill", recipe, "--out", tmp_path / "cut", *SLOWLY, "-o", "distill.micro_batch_tokens=40")
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "nlp_distill.cli",
-    ]
-    cli("distill", recipe, "--out", tmp_path / "two", *SLOWLY, command=torchrun, ACCELERATE_USE_CPU="true")
+    cli("distill", recipe, "--out", tmp_path / "two", *SLOWLY, command=TORCHRUN, ACCELERATE_USE_CPU="true")
     manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
     assert manifest["machine"]["processes"] == 2
     agree(history(one), history(tmp_path / "cut"))
@@ -152,6 +145,69 @@ def test_a_signal_stops_after_the_step_with_75_and_the_same_command_resumes(undi
     assert "Traceback" not in output
     cli("distill", recipe, "--out", run, *SLOWLY)
     assert equal(weights(run), weights(expected))
+
+
+def test_a_disk_that_fails_in_the_middle_is_named_and_costs_nothing(undisturbed, tmp_path):
+    """Files may grow to 20 kB: the data and the events fit, the first checkpoint does not."""
+    recipe, expected = undisturbed
+    run = tmp_path / "limited"
+    small = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); "
+    command = [sys.executable, "-c", small + "from nlp_distill.cli import main; main()"]
+    done = cli("distill", recipe, "--out", run, *SLOWLY, check=False, command=command)
+    assert done.returncode == 3
+    assert "Error: teacher: the disk failed" in done.stderr and "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    cli("distill", recipe, "--out", run, *SLOWLY)
+    assert equal(weights(run), weights(expected))
+
+
+def test_when_one_of_two_processes_dies_the_other_says_so(undisturbed, tmp_path):
+    recipe, _ = undisturbed
+    run, log = tmp_path / "lost", tmp_path / "lost.log"
+    with log.open("w") as stream:
+        launcher = subprocess.Popen(
+            [*TORCHRUN, "distill", str(recipe), "--out", str(run), *SLOWLY],
+            env=environment(ACCELERATE_USE_CPU="true"),
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+        )
+        wait_for(run, "teacher")
+        ranks = {int(child.environ()["RANK"]): child for child in psutil.Process(launcher.pid).children()}
+        ranks[1].kill()
+        assert launcher.wait(timeout=120) != 0
+    shown = " ".join(log.read_text().split())
+    assert "Error: teacher: another process of this run has gone" in shown
+    cli("distill", recipe, "--out", run, *SLOWLY, command=TORCHRUN, ACCELERATE_USE_CPU="true")
+
+
+def test_a_stage_that_was_begun_is_not_gone_on_with_under_other_settings(undisturbed, tmp_path):
+    recipe, _ = undisturbed
+    run = tmp_path / "begun"
+    process = started(recipe, run, *SLOWLY)
+    wait_for(run, "distill")
+    process.kill()
+    process.communicate()
+    (run / "events.jsonl").write_bytes((run / "events.jsonl").read_bytes() + b'{"torn')
+    faster = ("-o", "distill.learning_rate=0.002")
+    code, shown = here("distill", recipe, "--out", run, *SLOWLY, *faster)
+    assert code == 2 and "the stage 'distill' was begun with other settings" in shown
+    assert "distill.phases.0.learning_rate: 0.001 → 0.002" in shown
+    assert list((run / "checkpoints" / "distill").rglob("step-*"))
+    code, shown = here("distill", recipe, "--out", run, *SLOWLY, *faster, "--redo")
+    assert code == 0 and "resumed" not in shown
+    # How often a checkpoint is written changes no result.
+    code, shown = here("distill", recipe, "--out", run, *SLOWLY, *faster, "-o", "distill.checkpoint_minutes=9")
+    assert code == 0 and "Distilling: already there" in shown
+    assert all(json.loads(line) for line in (run / "events.jsonl").read_text().splitlines())
+
+
+def test_going_on_with_other_versions_is_said(straight):
+    recipe, run = straight
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["versions"]["torch"] = "1.0"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    code, shown = here("distill", recipe, "--out", run, *SLOWLY)
+    assert code == 0 and "the last bits may differ (torch: 1.0 → " in shown
 
 
 def test_complete_stages_are_skipped_changed_ones_refused_and_redone(straight):

@@ -21,7 +21,7 @@ def test_more_memory_than_there_is(monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EROFS, errno.ESTALE])
 def test_a_failing_disk(number):
-    with pytest.raises(DiskFailed, match="^export: the disk failed .*the same command resumes"):
+    with pytest.raises(DiskFailed, match=r"^export: the disk failed .*the same command resumes"):
         with named("export"):
             raise OSError(number, "gone", "model.onnx")
 
