@@ -6,7 +6,7 @@ BIN := .venv/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup quickstart test test-all lint bench docs clean
+.PHONY: help setup quickstart test test-all lint bench torture docs clean
 
 help:  ## Show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -34,8 +34,12 @@ test-all: setup  ## All tests
 lint: setup  ## Style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: setup  ## Speed ratios, measured side by side
+bench: setup  ## Speed ratios, measured side by side; what exact resume costs
 	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/safety_cost.py
+
+torture: setup  ## Kill N=60 runs at random moments; all must end with the same bits
+	$(BIN)/python benchmarks/torture.py $(or $(N),60) --keep benchmarks/torture.result.json
 
 docs: setup  ## Write the generated pages
 	$(BIN)/python -m nlp_distill.reference docs/recipes.md

@@ -42,7 +42,12 @@ def main(recipe: str, commit: str, *rest: str) -> None:
     cut = rest.index("-o") if "-o" in rest else len(rest)
     runs = [json.loads((Path(run) / "results.json").read_text(encoding="utf-8")) for run in rest[:cut]]
     seeds = [summary(run) for run in runs]
-    kept = {"commit": commit, "command": " ".join(["nlp-distill run", recipe, *rest[cut:]]), "seeds": seeds, **elsewhere(runs[0])}
+    kept = {
+        "commit": commit,
+        "command": " ".join(["nlp-distill run", recipe, *rest[cut:]]),
+        "seeds": seeds,
+        **elsewhere(runs[0]),
+    }
     target = shipped_recipes()[recipe].with_suffix(".result.json")
     target.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     gains = [seed["gain_over_control"] for seed in seeds if "gain_over_control" in seed]
