@@ -173,13 +173,15 @@ class LiveTeacher:
     @torch.no_grad()
     def signal(self, batch: Batch) -> Signal:
         """Signals of the batch's examples, without gradients."""
-        batch = batch.get("teacher", batch)
-        device = batch["input_ids"].device.type
+        theirs: Batch = batch.get("teacher", batch)
+        device = theirs["input_ids"].device.type
         with (
             torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
             capture(self.model, self.request) as signal,
         ):
-            outputs = self.model(**model_inputs(batch))
+            outputs = self.model(**model_inputs(theirs))
         if self.request.logits:
-            signal.logits = self.task.logits(outputs, batch)
+            signal.logits = self.task.logits(outputs, theirs)
+        if theirs is not batch:
+            signal.logits = self.task.align(signal.logits, batch, theirs)
         return signal

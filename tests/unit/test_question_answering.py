@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from nlp_distill.errors import AnswersInvalid, ColumnMissing, OptionInvalid, RoleUnknown, TextInvalid
+from nlp_distill.errors import AnswersInvalid, ColumnMissing, OptionInvalid, QuestionTooLong, RoleUnknown, TextInvalid
 from nlp_distill.task import load_task
 from nlp_distill.testing import tiny_model, tiny_tokenizer
 from nlp_distill_tasks.question_answering.rows import Repairs, checked, columns
@@ -75,7 +75,7 @@ def test_windows_hold_all_of_a_long_context_and_know_where_the_answer_is():
     context = " ".join(["film"] * 20 + ["ending"] + ["story"] * 20)
     rows = checked(table(spans(("ending", 100)), context=context), USED, "s", Repairs())
     tokenizer = tiny_tokenizer()
-    made = windows(rows, tokenizer, max_length=20, stride=5)
+    made = windows(rows, tokenizer, max_length=20, stride=5).columns
     assert len(made["start"]) > 2
     answer = tokenizer.convert_tokens_to_ids("ending")
     for ids, mask, begin, end in zip(made["input_ids"], made["spans"], made["start"], made["end"], strict=True):
@@ -86,7 +86,7 @@ def test_windows_hold_all_of_a_long_context_and_know_where_the_answer_is():
 
 def test_a_question_that_leaves_no_room_is_refused():
     rows = checked(table(spans(("film", 5)), question="good " * 30), USED, "s", Repairs())
-    with pytest.raises(TextInvalid, match="a question of 32 tokens, which max_length 32 leaves no room for"):
+    with pytest.raises(QuestionTooLong, match=r'question "good good.* has 32 tokens, and max_length 32 leaves no room'):
         windows(rows, tiny_tokenizer(), max_length=32, stride=8)
 
 

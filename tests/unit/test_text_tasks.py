@@ -58,7 +58,8 @@ def test_the_decoder_reads_what_it_is_to_say_one_place_later(seq2seq):
     assert (labels[0] == -100).sum() == 3 and (read[0, 4:] == 0).all()
     assert task.term_mask(batch, "hidden", "decoder").sum() == 3 + 6
     assert task.term_mask(batch, "hidden", "encoder").sum() == 4 + 3
-    assert "1 of 2 are cut at max_target_length 6 (rows 1)" in task._cut
+    said = "1 of 2 are cut at max_target_length 6 ('good fine lovely superb great …')"
+    assert task._cut == {"sources": "", "targets": said}
 
 
 def test_a_start_token_that_the_tokenizer_wrote_is_not_an_answer(seq2seq):
