@@ -308,6 +308,8 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
         if theirs is not None and source is not None:
             rows = road.with_twin(rows, theirs)
         with frozen(student, phase.freeze):
+            if source is not None and rows.twin is None and source.share_encoder(student, objective.student_request):
+                road.notify("note", message="teacher and student share one pass through the encoder")
             trained = train(student, objective, source, rows, road.selection_rows, phase, setting, kept, name)
         history.append(trained)
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))
