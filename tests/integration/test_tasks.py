@@ -11,7 +11,15 @@ from safetensors.numpy import load_file
 
 import nlp_distill
 from nlp_distill.doctor import check_model
-from nlp_distill.errors import HeadMissing, NotYet, RecipeInvalid, SignalMissing, TokenizerMismatch
+from nlp_distill.errors import (
+    HeadMissing,
+    ModelUnfit,
+    NotYet,
+    QuestionTooLong,
+    RecipeInvalid,
+    SignalMissing,
+    TokenizerMismatch,
+)
 from nlp_distill.testing import save_tiny, tiny_questions, tiny_reversals, tiny_rows, write_rows, write_split
 
 ROOT = Path(__file__).parents[2]
@@ -198,14 +206,65 @@ def test_a_masked_teacher_is_trained_first_unless_told_otherwise(tiny_recipe, ti
     assert list(run.dir.manifest()["stages"]["evaluate"]["scores"]) == ["teacher", "student"]
 
 
-def test_different_tokenizers_read_the_text_twice_or_are_refused(tiny_recipe, tiny_teacher, tmp_path):
-    """The same weights with another vocabulary order: fed with the teacher's ids, the student would learn nothing."""
-    other = save_tiny(tmp_path / "other", auto_class="AutoModel")
+def another_vocabulary(folder):
+    """The same weights with their words in another order: fed with the teacher's ids, a student would learn nothing."""
+    other = save_tiny(folder, auto_class="AutoModel")
     vocabulary = json.loads((other / "tokenizer.json").read_text())
-    words = vocabulary["model"]["vocab"]
-    order = list(words)
+    order = list(vocabulary["model"]["vocab"])
     vocabulary["model"]["vocab"] = {word: number for number, word in enumerate([*order[:5], *order[:4:-1]])}
     (other / "tokenizer.json").write_text(json.dumps(vocabulary))
+    return other, vocabulary
+
+
+def test_answers_are_learnt_across_tokenizers(tiny_recipe, tiny_teacher, tmp_path):
+    other, _ = another_vocabulary(tmp_path / "other")
+    recipe = tiny_recipe(
+        task="question_answering",
+        data={"dataset": write_split(tmp_path / "d", tiny_questions(80))},
+        max_length=24,
+        options={"stride": 4},
+        teacher={"model": str(tiny_teacher), "finetune": FAST},
+        student={"model": str(other)},
+    )
+    with pytest.raises(TokenizerMismatch, match=r"\(attention, hidden, relation\); keep only labels and logits"):
+        nlp_distill.run(recipe, out=tmp_path / "refused")
+    losses = "distill.losses=[{kind: logits}, {kind: labels}]"
+    run = nlp_distill.run(recipe, losses, "distill.epochs=3", out=tmp_path / "run", until="distill")
+    history = run.dir.manifest()["stages"]["distill"]["trained"][0]["history"]
+    assert 0 < history[-1]["logits"] < history[0]["logits"]
+
+
+def test_a_shared_encoder_and_models_that_do_not_fit(tiny_recipe, tmp_path):
+    new = {"layers": 2, "hidden_size": 32, "vocabulary": 300}
+    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST}, export=[])
+    events = []
+    settings = ("distill.losses=[{kind: logits}, {kind: labels}]", "distill.freeze=[encoder]")
+    nlp_distill.run(
+        recipe, *settings, out=tmp_path / "run", until="distill", notify=lambda kind, **fields: events.append(fields)
+    )
+    assert any("share one pass" in str(event.get("message")) for event in events)
+    for kind, words in (("distilbert", "no encoder and decoder"), ("deberta-v2", "cannot be made both")):
+        teacher = {"model": str(save_tiny(tmp_path / kind, kind, "AutoModel")), "finetune": FAST}
+        with pytest.raises(ModelUnfit, match=words):
+            nlp_distill.run(seq2seq_recipe(tiny_recipe, tmp_path, teacher), out=tmp_path / "refused")
+    bert = str(save_tiny(tmp_path / "bert", "bert", "AutoModel"))
+    with pytest.raises(ModelUnfit, match="no AutoModelForSeq2SeqLM of this type"):
+        nlp_distill.run(recipe, f"student={{model: {bert}}}", out=tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_question_without_room_is_refused_before_the_folder_is_made(tiny_recipe, tmp_path, split):
+    rows = tiny_questions(60)
+    rows[0 if split == "validation" else -1]["question"] = "good " * 40
+    recipe = tiny_recipe(task="question_answering", max_length=24, data={"dataset": write_split(tmp_path / "d", rows)})
+    with pytest.raises(QuestionTooLong, match="has 42 tokens, and max_length 24 leaves no room"):
+        nlp_distill.run(recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_different_tokenizers_read_the_text_twice_or_are_refused(tiny_recipe, tiny_teacher, tmp_path):
+    other, vocabulary = another_vocabulary(tmp_path / "other")
     data = {"dataset": str(write_rows(tmp_path / "d", train=400, validation=100))}
     tuned = {"model": str(tiny_teacher), "finetune": {"epochs": 10, "learning_rate": 2e-3, "batch_size": 16}}
     recipe = tiny_recipe(data=data, teacher=tuned, student={"model": str(other)})
