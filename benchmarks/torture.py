@@ -28,12 +28,12 @@ from typing import Any
 import psutil
 import yaml
 
-from nlp_distill.testing import save_tiny, tiny_pairs, tiny_questions, tiny_rows, write_rows
+from nlp_distill.testing import save_tiny, tiny_questions, tiny_reversals, tiny_rows, write_split
 
 TASKS: dict[str, tuple[str, str, Any]] = {
     "classification": ("bert", "AutoModel", tiny_rows),
     "question_answering": ("bert", "AutoModel", tiny_questions),
-    "seq2seq": ("t5", "AutoModelForSeq2SeqLM", tiny_pairs),
+    "seq2seq": ("t5", "AutoModelForSeq2SeqLM", tiny_reversals),
 }
 SLOW_WRITES = """
 import time
@@ -54,7 +54,7 @@ def world(folder: Path, task: str) -> Path:
     model_type, auto_class, rows = TASKS[task]
     dropout = {"dropout_rate": 0.1} if model_type == "t5" else {"hidden_dropout_prob": 0.1}
     save_tiny(folder / "teacher", model_type, auto_class, **dropout)
-    write_rows(folder / "data", train=96, validation=24, rows=rows)
+    write_split(folder / "data", rows(120), validation=0.2)
     training = {"epochs": 2, "learning_rate": 1e-3, "batch_size": 16, "micro_batch_tokens": 120}
     recipe = {
         "task": task,

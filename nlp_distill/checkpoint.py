@@ -50,8 +50,7 @@ class CheckpointFolder:
         with new_folder(folder) as temporary:
             for name in TENSORS:
                 tensors: dict[str, Tensor] = getattr(checkpoint, name)
-                contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-                save_file(contiguous, temporary / f"{name}.safetensors")
+                save_file(_apart(tensors), temporary / f"{name}.safetensors")
             write_json(temporary / "state.json", {**checkpoint.state, "key": self.key})
             write_json(temporary / "manifest.json", {name: sha256_file(temporary / name) for name in sorted(FILES)})
         for old in self._folders()[:-KEPT]:
@@ -106,3 +105,14 @@ def restore_optimizer(module: nn.Module, optimizer: torch.optim.Optimizer, tenso
         name, key = full_name.rsplit("|", 1)
         parameter = parameters[name]
         optimizer.state[parameter][key] = value.to(parameter.device)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, each in memory of its own: safetensors refuses tied weights, one tensor under several names."""
+    seen: set[int] = set()
+    made = {}
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        made[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return made

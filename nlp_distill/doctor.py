@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nlp_distill.data import hub_reachable, slices
-from nlp_distill.families import family_of, known_model_types
+from nlp_distill.families import BASES, family_of, known_model_types
 from nlp_distill.recipe_file import load_recipe
 from nlp_distill.task import load_task, task_names
 
@@ -107,8 +107,10 @@ def check_model(reference: str, task_name: str) -> list[str]:
     config = load_config(source.folder)
     stacks = family_of(config, reference).stacks
     lines = [f"{source.name}: {config.model_type}, {_layers(config)}"]
-    fits = has_class(source.folder, task.auto_class)
-    if not fits and not task.warm_start:
+    reason, fits = task.unfit(config), has_class(source.folder, task.auto_class)
+    if fits and reason is not None:
+        return [*lines, f"  {task_name}: no; {reason}"]
+    if not fits and not (task.warm_start and config.model_type in BASES):
         return [*lines, f"  {task_name}: no; transformers has no {task.auto_class} of a {config.model_type}"]
     if not fits:
         return [*lines, f"  {task_name}: as encoder and decoder of one model (warm start), trained first"]

@@ -127,6 +127,10 @@ class OneClassOnly(DataError):
     """{source}: every row has the label {label}; a classifier needs at least two."""
 
 
+class QuestionTooLong(DataError):
+    """The question "{start} …" has {tokens} tokens, and max_length {max_length} leaves no room for its context; raise max_length, or shorten the question."""
+
+
 class TextInvalid(DataError):
     """{source}: column '{column}' has {reason} at row {row}; every row needs text there."""
 
@@ -160,6 +164,10 @@ class WeightsChanged(ModelError):
 
 class UnknownFamily(ModelError):
     """Model '{reference}' is of the type '{model_type}', whose layers we do not know; known types: {known}."""
+
+
+class ModelUnfit(ModelError):
+    """Model '{reference}', a {model_type}, cannot be used for {task}: {reason}."""
 
 
 class StudentTooDeep(ModelError):

@@ -246,7 +246,8 @@ def _encoder_decoder(config: PretrainedConfig) -> Family:
 
 
 BASES = {"bert": "bert", "roberta": "roberta", "xlm-roberta": "roberta", "electra": "electra"}
-"""Name of the body inside a causal model of a type that can be the decoder of an `encoder-decoder`."""
+"""Name of the body inside a causal model of a type that can be the decoder of an `encoder-decoder`: these alone can
+be made an encoder and a decoder of one model (a warm start)."""
 
 COMPOSED: dict[str, Callable[[PretrainedConfig], Family]] = {"encoder-decoder": _encoder_decoder}
 """Types that are made of two others: what we know of them depends on the config."""

@@ -109,14 +109,23 @@ class Step(nn.Module):
         super().__init__()
         self.student, self.objective, self.autocast = student, objective, autocast
 
+    def train(self, mode: bool = True) -> Step:
+        """A frozen encoder stays in evaluation mode: without dropout it says what it said when it was trained."""
+        super().train(mode)
+        encoder = self.student.get_encoder() if self.student.config.is_encoder_decoder else None
+        if encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters()):
+            encoder.eval()
+        return self
+
     def forward(self, batch: Batch, teacher: Signal, counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The micro-batch's part of the step's loss, and the sum of each term."""
         device = batch["input_ids"].device.type
+        given = {} if teacher.encoded is None else {"encoder_outputs": (teacher.encoded,)}
         with (
             torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
             capture(self.student, self.objective.student_request) as signal,
         ):
-            outputs = self.student(**model_inputs(batch))
+            outputs = self.student(**model_inputs(batch), **given)
         sums = self.objective.sums(outputs, signal, teacher, batch)
         return self.objective.total(sums, counts), {name: value.detach() for name, value in sums.items()}
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from nlp_distill.errors import NotYet, SignalMissing, TokenizerMismatch
+from nlp_distill.errors import ModelUnfit, NotYet, SignalMissing, TokenizerMismatch
 from nlp_distill.exports.onnx import check_exportable
 from nlp_distill.families import family_of
 from nlp_distill.layers import stack_maps
-from nlp_distill.loading import has_head, load_config, load_tokenizer
+from nlp_distill.loading import has_class, has_head, load_config, load_tokenizer
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import LayerTerm, Phase, Recipe
 from nlp_distill.sources import Source, resolve
@@ -43,6 +43,7 @@ def supervise_map(phase: Phase, teacher: PretrainedConfig | None, student: Pretr
 def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
     """Raises the `UserError` that a run would end in after its training, before it. `rows`: to learn from."""
     copied, chosen, tries = None, recipe.student, 0
+    check_model(source, task)
     first = load_config(source.folder, **task.config_settings())
     family_of(first, source.reference)
     teacher = first if recipe.teacher else None
@@ -73,6 +74,16 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
     return Feasible(tries, teacher, student, copied, supervise)
 
 
+def check_model(source: Source, task: Task) -> None:
+    """Refuse a model that cannot be of the task's class, or serve it. Raises `ModelUnfit`."""
+    config = load_config(source.folder)
+    reason = task.unfit(config)
+    if not has_class(source.folder, task.auto_class):
+        reason = f"transformers has no {task.auto_class} of this type; choose another model"
+    if reason is not None:
+        raise ModelUnfit(reference=source.reference, model_type=config.model_type, task=task.name, reason=reason)
+
+
 def _check_head(recipe: Recipe, task: Task, source: Source, tries: int) -> None:
     """Refuse to learn logits of a head that nobody trained."""
     kinds = {term.kind for phase in recipe.distill.phases for term in phase.losses}
@@ -91,10 +102,11 @@ def _other(reference: str, teacher: Source, task: Task, recipe: Recipe) -> Pretr
     whole rows.
     """
     source = resolve(reference)
+    check_model(source, task)
     config = load_config(source.folder, **task.config_settings())
     family_of(config, reference)
     theirs, ours = load_tokenizer(teacher.folder), load_tokenizer(source.folder)
-    allowed = {"labels", "logits"} if task.logits_of_rows else {"labels"}
+    allowed = {"labels", "logits"} if task.any_tokenizer else {"labels"}
     refused = sorted({term.kind for phase in recipe.distill.phases for term in phase.losses} - allowed)
     if refused and theirs.get_vocab() != ours.get_vocab():
         raise TokenizerMismatch(

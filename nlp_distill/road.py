@@ -87,6 +87,16 @@ class Road:
         """The rows that choose epochs and gate exports; never trained on, never reported."""
         return self.rows(self.slices.selection)
 
+    @cached_property
+    def notes(self) -> dict[str, str]:
+        """What there is to say about the rows, all of them tokenised: what no model could read is refused here."""
+        # Those of train first: a task's notes are about them.
+        _ = (self.train_rows, self.for_teacher(self.train_rows), self.selection_rows, self.rows(self.slices.evaluation))
+        notes, limit = self.task.notes(), self.tokenizer.model_max_length
+        if limit < self.recipe.max_length:
+            notes = {**notes, "max_length": f"{limit}, as the model has no more positions"}
+        return notes
+
     def rows(self, raw: Dataset, tokenizer: Any = None) -> Rows:
         """Rows as the student reads them, or another tokenizer."""
         tokenizer = tokenizer or self.tokenizer
@@ -101,7 +111,7 @@ class Road:
         if self.teacher_tokenizer is self.tokenizer:
             return rows
         read = self.task.collate(self.teacher_tokenizer, teacher)
-        return Rows(rows.features, rows.raw, (self.for_teacher(rows).features, read))
+        return Rows(rows.features, rows.raw, (self.task.twins(rows.raw, self.tokenizer, self.teacher_tokenizer), read))
 
     def setting(self, tokenizer: Any = None) -> Setting:
         """Where a training of this run happens, in the precision that the run settled on."""

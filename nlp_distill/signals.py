@@ -70,6 +70,8 @@ class Signal:
     cross_query: dict[Place, Tensor] = field(default_factory=dict)
     cross_key: dict[Place, Tensor] = field(default_factory=dict)
     bias: dict[str, Tensor] = field(default_factory=dict)
+    encoded: Tensor | None = None
+    """What the encoder says [B, S, H], where the student shares it (`LiveTeacher.share_encoder`)."""
 
 
 class TeacherSource(Protocol):
@@ -169,17 +171,37 @@ class LiveTeacher:
         check_request(model.config, request, "teacher")
         self.model, self.task, self.request, self.autocast = model.eval(), task, request, autocast
         model.requires_grad_(False)
+        self.encoder_shared = False
+
+    def share_encoder(self, student: PreTrainedModel, request: Request) -> bool:
+        """Let one pass serve both where the student's encoder is the teacher's, frozen, and no term reads it."""
+        read = {stack for kind in LAYERED for stack, _ in getattr(request, kind)} | request.bias
+        self.encoder_shared = "encoder" not in read and _same_frozen_encoder(student, self.model)
+        return self.encoder_shared
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> Signal:
         """Signals of the batch's examples, without gradients."""
-        batch = batch.get("teacher", batch)
-        device = batch["input_ids"].device.type
+        theirs: Batch = batch.get("teacher", batch)
+        device = theirs["input_ids"].device.type
         with (
             torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
             capture(self.model, self.request) as signal,
         ):
-            outputs = self.model(**model_inputs(batch))
+            outputs = self.model(**model_inputs(theirs))
         if self.request.logits:
-            signal.logits = self.task.logits(outputs, batch)
+            signal.logits = self.task.logits(outputs, theirs)
+        if theirs is not batch:
+            signal.logits = self.task.align(signal.logits, batch, theirs)
+        if self.encoder_shared:
+            signal.encoded = outputs.encoder_last_hidden_state
         return signal
+
+
+def _same_frozen_encoder(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
+    if not (student.config.is_encoder_decoder and teacher.config.is_encoder_decoder):
+        return False
+    if any(parameter.requires_grad for parameter in student.get_encoder().parameters()):
+        return False
+    ours, theirs = (model.get_encoder().state_dict() for model in (student, teacher))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[n].cpu(), theirs[n].cpu()) for n in ours)

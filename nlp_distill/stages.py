@@ -91,7 +91,8 @@ def run(
         events(kind, **fields)
 
     road = Road(recipe, rundir, tell, stop)
-    road.tokenizer  # noqa: B018  refused here, before the folder is made
+    if not road.rundir.exists():
+        road.notes  # noqa: B018  refused here, before the folder is made
     try:
         with deterministic(road.strict):
             _walk(road, enter(road, redo), until)
@@ -227,7 +228,7 @@ Made = tuple[list[str], dict[str, Any]]
 
 
 def _data_stage(road: Road) -> Made:
-    rows, facts = road.slices, road.task.notes()
+    rows, facts = road.slices, road.notes
     road.notify("data", split=rows.split, rows=rows.rows, notes=facts)
     return [], {"rows": rows.rows, "split": rows.split, "notes": facts}
 
@@ -278,15 +279,21 @@ def _student_stage(road: Road) -> Made:
     elif student.config is not None:
         teacher = load_model(road.rundir.teacher, task.auto_class)
         built = shaped_student(teacher, student.config, task.auto_class, recipe.seed)
-        task.configure(built.model)
+        _configured(road, built.model)
     else:
         other = resolve(str(student.model))
         model = load_model(other.folder, task.auto_class, seed=recipe.seed, **task.config_settings())
-        task.configure(model)
+        _configured(road, model)
         built = Built(model, {"kind": "checkpoint", "name": other.name, "sha256": other.sha256})
     return _publish(
         road, road.rundir.student, built.model, {"student.json": {**built.description(), "task": _task(road)}}
     ), {"origin": built.origin}
+
+
+def _configured(road: Road, model: PreTrainedModel) -> None:
+    said = road.task.configure(model)
+    if said is not None:
+        road.notify("warning", stage="student", message=said)
 
 
 def _task(road: Road) -> dict[str, Any]:
@@ -327,6 +334,8 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
         if theirs is not None and source is not None:
             rows = road.with_twin(rows, theirs)
         with frozen(student, phase.freeze):
+            if source is not None and rows.twin is None and source.share_encoder(student, objective.student_request):
+                road.notify("note", message="teacher and student share one pass through the encoder")
             trained = train(student, objective, source, rows, road.selection_rows, phase, setting, kept, name)
         history.append(trained)
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))

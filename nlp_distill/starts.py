@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlp_distill.errors import ModelNotFound
+from nlp_distill.errors import ModelUnfit
+from nlp_distill.families import BASES
 from nlp_distill.loading import has_class, load_config, load_tokenizer, new_model, save_model, warm_start
 from nlp_distill.recipe import NewModel, Recipe
 from nlp_distill.rundir import new_folder, sha256_json
@@ -49,6 +50,7 @@ def first_source(recipe: Recipe, task: Task, rows: Dataset, data_sha256: Any) ->
     assert teacher.model is not None
     source = resolve(teacher.model)
     if task.warm_start and not has_class(source.folder, task.auto_class):
+        _check_warm(source, task)
         described = {"warm": source.identity(), "seed": seed}
         folder = cache_folder() / "starts" / sha256_json(described)[:16]
         if not (folder / "config.json").is_file():
@@ -127,15 +129,23 @@ def learn_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
+def _check_warm(source: Source, task: Task) -> None:
+    """Refuse what cannot be made an encoder and a decoder of one model. Raises `ModelUnfit`."""
+    model_type, tokenizer = load_config(source.folder).model_type, load_tokenizer(source.folder)
+    if model_type in BASES and tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:
+        return
+    raise ModelUnfit(
+        reference=source.reference,
+        model_type=model_type,
+        task=task.name,
+        reason=f"it has no encoder and decoder and cannot be made both ({', '.join(BASES)} can); give one of these, a "
+        "model that has both, such as a T5, or `teacher: {new: {architecture: t5}}`",
+    )
+
+
 def _write_warm(folder: Path, source: Source, seed: int) -> None:
     """Two copies of an encoder as encoder and decoder (Rothe et al. 2020, arXiv:1907.12461)."""
     tokenizer = load_tokenizer(source.folder)
-    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
-        raise ModelNotFound(
-            reference=source.reference,
-            reason=f"a {load_config(source.folder).model_type} cannot be made an encoder and a decoder",
-            fix="Give a model with an encoder and a decoder, such as a T5.",
-        )
     model = warm_start(source.folder, seed)
     model.config.decoder_start_token_id = tokenizer.cls_token_id
     model.config.eos_token_id = tokenizer.sep_token_id

@@ -49,8 +49,9 @@ class Task(ABC):
     """What columns are for: the keys of `data.columns`."""
     usage: ClassVar[tuple[str, str]] = ("'A text of yours.'", "'A text of yours.'")
     """How a user asks: arguments of `nlp-distill predict RUN …`, and of the pipeline in Python."""
-    logits_of_rows: ClassVar[bool] = False
-    """Whether logits are of a whole row, so that teacher and student may read it with different tokenizers."""
+    any_tokenizer: ClassVar[bool] = False
+    """Whether logits can be learnt from a teacher that reads with another tokenizer: they are of whole rows, or
+    `twins` and `align` say which of its tokens stands for which."""
     needs_head: ClassVar[bool] = True
     """Whether a teacher without a head for the task has nothing to teach."""
     warm_start: ClassVar[bool] = False
@@ -100,14 +101,30 @@ class Task(ABC):
         Each example carries `noise`, a number that is all the chance the function may use.
         """
 
+    def twins(self, dataset: Dataset, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> Dataset:
+        """The examples of `features` with the student's tokenizer, one for one, as the teacher's reads them."""
+        return self.features(dataset, theirs, theirs.model_max_length)
+
+    def align(self, logits: dict[str, Tensor], ours: Batch, theirs: Batch) -> dict[str, Tensor]:
+        """A teacher's logits of its own reading (`theirs`), as logits of the student's (`ours`)."""
+        return logits
+
     # Training
 
     def config_settings(self) -> dict[str, Any]:
         """Settings for the model's config, such as `num_labels`, `id2label`, `label2id`, `problem_type`."""
         return {}
 
-    def configure(self, model: PreTrainedModel) -> None:  # noqa: B027  most tasks have nothing to settle
-        """Settle how a teacher or student answers, in what is saved with it (a generation config)."""
+    def unfit(self, config: PretrainedConfig) -> str | None:
+        """Why a model of this config cannot serve the task, and what to do about it; None where it can."""
+        return None
+
+    def configure(self, model: PreTrainedModel) -> str | None:
+        """Settle how a teacher or student answers, in what is saved with it (a generation config).
+
+        Returns what a user should know of it: settings of the model's own that were replaced.
+        """
+        return None
 
     @abstractmethod
     def logits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:

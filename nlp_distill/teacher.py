@@ -93,7 +93,7 @@ def prepare(
     plans = plan(teacher, source, task, len(rows.lengths))
     if not plans:
         model = load_model(source.folder, task.auto_class, **task.config_settings())
-        task.configure(model)
+        _configured(setting, model)
         return Prepared(model, {"finetuned": False, "scored": has_head(source.folder, task.auto_class)})
     tried: list[tuple[Path, dict[str, Any]]] = []
     for number, settings in enumerate(plans):
@@ -135,7 +135,7 @@ def _finetune(
 ) -> None:
     """Train one candidate and publish it as a model folder with `trained.json`."""
     model = load_model(source.folder, setting.task.auto_class, seed=setting.seed, **setting.task.config_settings())
-    setting.task.configure(model)
+    _configured(setting, model)
     # The adapters are put into the model itself, which stays what the loop and its pipelines know.
     adapted = with_lora(model, settings.lora, setting.seed) if settings.lora else None
     trained = train_on_labels(model, settings, rows, selection, setting, checkpoints, stage)
@@ -146,6 +146,12 @@ def _finetune(
             save_model(model, setting.tokenizer, temporary)
             write_json(temporary / "trained.json", asdict(trained))
     setting.accelerator.wait_for_everyone()
+
+
+def _configured(setting: Setting, model: PreTrainedModel) -> None:
+    said = setting.task.configure(model)
+    if said is not None:
+        setting.notify("warning", stage="teacher", message=said)
 
 
 def train_on_labels(

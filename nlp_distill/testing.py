@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,35 +157,43 @@ def tiny_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
-def tiny_questions(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Contexts of 20 words; the question is one of them, the answer the word behind it."""
-    generator = random.Random(seed)
-    rows = []
+def write_rows(folder: Path, train: int = 160, validation: int = 60) -> Path:
+    """A data folder with `train.jsonl` and `validation.jsonl` of `tiny_rows`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, count, seed in (("train", train, 0), ("validation", validation, 1)):
+        lines = (json.dumps(row) for row in tiny_rows(count, seed))
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def tiny_questions(count: int, none: bool = False) -> list[dict[str, Any]]:
+    """Questions in SQuAD's form: which word follows another in a context of 20. `none`: a third have no answer."""
+    chance = random.Random(0)
+    rows: list[dict[str, Any]] = []
     for number in range(count):
-        words = [generator.choice(WORDS) for _ in range(20)]
-        place = generator.randrange(5, 15)
-        start = len(" ".join(words[:place])) + 1
-        answers = {"text": [words[place]], "answer_start": [start]}
+        words = [chance.choice(WORDS) for _ in range(20)]
+        place = chance.randrange(5, 15)
+        answers: dict[str, Any] = {"text": [words[place]], "answer_start": [len(" ".join(words[:place])) + 1]}
+        if none and number % 3 == 0:
+            answers = {"text": [], "answer_start": []}
         rows.append({"id": str(number), "question": words[place - 1], "context": " ".join(words), "answers": answers})
     return rows
 
 
-def tiny_pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """A few words and the same words backwards."""
-    generator = random.Random(seed)
-    drawn = [[generator.choice(WORDS[:8]) for _ in range(generator.randint(2, 4))] for _ in range(count)]
-    return [{"source": " ".join(words), "target": " ".join(words[::-1])} for words in drawn]
+def tiny_reversals(count: int) -> list[dict[str, str]]:
+    """Pairs of a few words and the same words backwards."""
+    chance = random.Random(0)
+    rows = []
+    for _ in range(count):
+        words = [chance.choice(WORDS[:8]) for _ in range(chance.randint(2, 4))]
+        rows.append({"source": " ".join(words), "target": " ".join(words[::-1])})
+    return rows
 
 
-def write_rows(
-    folder: Path,
-    train: int = 160,
-    validation: int = 60,
-    rows: Callable[[int, int], list[dict[str, Any]]] = tiny_rows,
-) -> Path:
-    """A data folder with `train.jsonl` and `validation.jsonl` of `rows(count, seed)`."""
+def write_split(folder: Path, rows: list[dict[str, Any]], validation: float = 0.25) -> str:
+    """A data folder with the first rows as `validation.jsonl` and the others as `train.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, count, seed in (("train", train, 0), ("validation", validation, 1)):
-        lines = (json.dumps(row) for row in rows(count, seed))
-        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
+    cut = int(len(rows) * validation)
+    for name, part in (("validation", rows[:cut]), ("train", rows[cut:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    return str(folder)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,16 @@ from safetensors.numpy import load_file
 
 import nlp_distill
 from nlp_distill.doctor import check_model
-from nlp_distill.errors import HeadMissing, NotYet, RecipeInvalid, SignalMissing, TokenizerMismatch
-from nlp_distill.testing import WORDS, save_tiny, tiny_rows, write_rows
+from nlp_distill.errors import (
+    HeadMissing,
+    ModelUnfit,
+    NotYet,
+    QuestionTooLong,
+    RecipeInvalid,
+    SignalMissing,
+    TokenizerMismatch,
+)
+from nlp_distill.testing import save_tiny, tiny_questions, tiny_reversals, tiny_rows, write_rows, write_split
 
 ROOT = Path(__file__).parents[2]
 FAST = {"epochs": 1, "learning_rate": 2e-3, "batch_size": 16}
@@ -23,37 +30,6 @@ EXPORT = [{"format": "onnx", "profile": "fast", "score_drop": 100}]
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NLP_DISTILL_CACHE", str(tmp_path / "cache"))
-
-
-def write(folder, rows, validation=0.25):
-    folder.mkdir(parents=True, exist_ok=True)
-    cut = int(len(rows) * validation)
-    for name, part in (("validation", rows[:cut]), ("train", rows[cut:])):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    return str(folder)
-
-
-def questions(count, none=False):
-    chance = random.Random(0)
-    rows = []
-    for number in range(count):
-        words = [chance.choice(WORDS) for _ in range(20)]
-        place = chance.randrange(5, 15)
-        start = len(" ".join(words[:place])) + 1
-        answers = {"text": [words[place]], "answer_start": [start]}
-        if none and number % 3 == 0:
-            answers = {"text": [], "answer_start": []}
-        rows.append({"id": str(number), "question": words[place - 1], "context": " ".join(words), "answers": answers})
-    return rows
-
-
-def reversals(count):
-    chance = random.Random(0)
-    rows = []
-    for _ in range(count):
-        words = [chance.choice(WORDS[:8]) for _ in range(chance.randint(2, 4))]
-        rows.append({"source": " ".join(words), "target": " ".join(words[::-1])})
-    return rows
 
 
 def evaluated(run, names):
@@ -83,7 +59,9 @@ NAMES = ["teacher", "student", "student-onnx-fp32", "student-onnx-int8"]
 @pytest.mark.parametrize("none", [False, True])
 def test_question_answering(tiny_recipe, tmp_path, none):
     recipe = tiny_recipe(
-        task="question_answering", data={"dataset": write(tmp_path / "d", questions(120, none))}, export=EXPORT
+        task="question_answering",
+        data={"dataset": write_split(tmp_path / "d", tiny_questions(120, none))},
+        export=EXPORT,
     )
     until = "evaluate" if none else "results"
     run = nlp_distill.run(recipe, "max_length=24", "options.stride=4", out=tmp_path / "run", until=until)
@@ -110,7 +88,7 @@ SEQ_TERMS = [
 def seq2seq_recipe(tiny_recipe, tmp_path, teacher, **parts):
     return tiny_recipe(
         task="seq2seq",
-        data={"dataset": write(tmp_path / "d", reversals(80))},
+        data={"dataset": write_split(tmp_path / "d", tiny_reversals(80))},
         options={"max_target_length": 8, "num_beams": 2},
         teacher=teacher,
         student={"decoder_layers": 1},
@@ -191,7 +169,7 @@ def test_general_distillation_and_then_a_task_without_a_teacher(tiny_recipe, tin
     body = [{"kind": "labels"}, {"kind": "hidden"}, {"kind": "relation", "heads": 4}]
     general = tiny_recipe(
         task="masked_lm",
-        data={"dataset": write(tmp_path / "d", texts)},
+        data={"dataset": write_split(tmp_path / "d", texts)},
         teacher={"model": str(tiny_teacher), "finetune": "none"},
         distill={**FAST, "losses": body},
         export=EXPORT,
@@ -221,21 +199,72 @@ def test_a_masked_teacher_is_trained_first_unless_told_otherwise(tiny_recipe, ti
     texts = [{"text": row["text"]} for row in tiny_rows(120)]
     recipe = tiny_recipe(
         task="masked_lm",
-        data={"dataset": write(tmp_path / "d", texts)},
+        data={"dataset": write_split(tmp_path / "d", texts)},
         teacher={"model": str(tiny_teacher), "finetune": FAST},
     )
     run = nlp_distill.run(recipe, out=tmp_path / "run", until="evaluate")
     assert list(run.dir.manifest()["stages"]["evaluate"]["scores"]) == ["teacher", "student"]
 
 
-def test_different_tokenizers_read_the_text_twice_or_are_refused(tiny_recipe, tiny_teacher, tmp_path):
-    """The same weights with another vocabulary order: fed with the teacher's ids, the student would learn nothing."""
-    other = save_tiny(tmp_path / "other", auto_class="AutoModel")
+def another_vocabulary(folder):
+    """The same weights with their words in another order: fed with the teacher's ids, a student would learn nothing."""
+    other = save_tiny(folder, auto_class="AutoModel")
     vocabulary = json.loads((other / "tokenizer.json").read_text())
-    words = vocabulary["model"]["vocab"]
-    order = list(words)
+    order = list(vocabulary["model"]["vocab"])
     vocabulary["model"]["vocab"] = {word: number for number, word in enumerate([*order[:5], *order[:4:-1]])}
     (other / "tokenizer.json").write_text(json.dumps(vocabulary))
+    return other, vocabulary
+
+
+def test_answers_are_learnt_across_tokenizers(tiny_recipe, tiny_teacher, tmp_path):
+    other, _ = another_vocabulary(tmp_path / "other")
+    recipe = tiny_recipe(
+        task="question_answering",
+        data={"dataset": write_split(tmp_path / "d", tiny_questions(80))},
+        max_length=24,
+        options={"stride": 4},
+        teacher={"model": str(tiny_teacher), "finetune": FAST},
+        student={"model": str(other)},
+    )
+    with pytest.raises(TokenizerMismatch, match=r"\(attention, hidden, relation\); keep only labels and logits"):
+        nlp_distill.run(recipe, out=tmp_path / "refused")
+    losses = "distill.losses=[{kind: logits}, {kind: labels}]"
+    run = nlp_distill.run(recipe, losses, "distill.epochs=3", out=tmp_path / "run", until="distill")
+    history = run.dir.manifest()["stages"]["distill"]["trained"][0]["history"]
+    assert 0 < history[-1]["logits"] < history[0]["logits"]
+
+
+def test_a_shared_encoder_and_models_that_do_not_fit(tiny_recipe, tmp_path):
+    new = {"layers": 2, "hidden_size": 32, "vocabulary": 300}
+    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST}, export=[])
+    events = []
+    settings = ("distill.losses=[{kind: logits}, {kind: labels}]", "distill.freeze=[encoder]")
+    nlp_distill.run(
+        recipe, *settings, out=tmp_path / "run", until="distill", notify=lambda kind, **fields: events.append(fields)
+    )
+    assert any("share one pass" in str(event.get("message")) for event in events)
+    for kind, words in (("distilbert", "no encoder and decoder"), ("deberta-v2", "cannot be made both")):
+        teacher = {"model": str(save_tiny(tmp_path / kind, kind, "AutoModel")), "finetune": FAST}
+        with pytest.raises(ModelUnfit, match=words):
+            nlp_distill.run(seq2seq_recipe(tiny_recipe, tmp_path, teacher), out=tmp_path / "refused")
+    bert = str(save_tiny(tmp_path / "bert", "bert", "AutoModel"))
+    with pytest.raises(ModelUnfit, match="no AutoModelForSeq2SeqLM of this type"):
+        nlp_distill.run(recipe, f"student={{model: {bert}}}", out=tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_question_without_room_is_refused_before_the_folder_is_made(tiny_recipe, tmp_path, split):
+    rows = tiny_questions(60)
+    rows[0 if split == "validation" else -1]["question"] = "good " * 40
+    recipe = tiny_recipe(task="question_answering", max_length=24, data={"dataset": write_split(tmp_path / "d", rows)})
+    with pytest.raises(QuestionTooLong, match="has 42 tokens, and max_length 24 leaves no room"):
+        nlp_distill.run(recipe, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_different_tokenizers_read_the_text_twice_or_are_refused(tiny_recipe, tiny_teacher, tmp_path):
+    other, vocabulary = another_vocabulary(tmp_path / "other")
     data = {"dataset": str(write_rows(tmp_path / "d", train=400, validation=100))}
     tuned = {"model": str(tiny_teacher), "finetune": {"epochs": 10, "learning_rate": 2e-3, "batch_size": 16}}
     recipe = tiny_recipe(data=data, teacher=tuned, student={"model": str(other)})
@@ -286,7 +315,7 @@ def test_a_task_from_another_package_needs_no_change_here(tiny_recipe, tmp_path)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(installed), str(source)]
     subprocess.run(pip, check=True, capture_output=True)
     rows = [row["text"].split() for row in tiny_rows(160)]
-    data = write(
+    data = write_split(
         tmp_path / "d", [{"words": row, "tags": ["G" if "o" in word else "B" for word in row]} for row in rows]
     )
     recipe = tiny_recipe(

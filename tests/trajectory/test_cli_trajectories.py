@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from nlp_distill.cli import main
+from nlp_distill.testing import tiny_questions, tiny_reversals, write_split
 
 CLI = [sys.executable, "-m", "nlp_distill.cli"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -65,11 +66,44 @@ def agree(one, two):
             assert a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-7), name
 
 
+def parts(task, folder):
+    """What a recipe says of another task."""
+    if task == "question_answering":
+        data = {"dataset": write_split(folder / "questions", tiny_questions(160))}
+        return {"task": task, "data": data, "max_length": 24, "options": {"stride": 4}}
+    if task == "seq2seq":
+        new = {"layers": 2, "hidden_size": 32, "vocabulary": 300}
+        return {
+            "task": task,
+            "data": {"dataset": write_split(folder / "pairs", tiny_reversals(200))},
+            "options": {"max_target_length": 8},
+            "teacher": {"new": new, "finetune": {"epochs": 2, "learning_rate": 2e-3}},
+            "student": {"decoder_layers": 1},
+        }
+    return {}
+
+
+def of_tasks(*names):
+    """Runs a test on the undisturbed run of each task."""
+    return pytest.mark.parametrize("undisturbed", names, indirect=True, scope="module")
+
+
+ALL_TASKS = of_tasks("classification", "question_answering", "seq2seq")
+ONE_TASK = of_tasks("classification")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NLP_DISTILL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
-def undisturbed(write_recipe, tmp_path_factory):
+def undisturbed(request, write_recipe, tmp_path_factory):
     """One run, never disturbed, up to the distilled student: its recipe and folder."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    recipe = write_recipe(folder)
+    recipe = write_recipe(folder, **parts(request.param, folder))
     cli("distill", recipe, "--out", folder / "run", *SLOWLY)
     return recipe, folder / "run"
 
@@ -82,16 +116,11 @@ def straight(undisturbed, tmp_path):
     return recipe, tmp_path / "straight"
 
 
-def test_accumulation_and_two_processes_agree_with_one(undisturbed, tmp_path):
+@ALL_TASKS
+def test_accumulation_agrees_with_whole_steps(undisturbed, tmp_path):
     recipe, one = undisturbed
     cli("distill", recipe, "--out", tmp_path / "cut", *SLOWLY, "-o", "distill.micro_batch_tokens=40")
-    cli("distill", recipe, "--out", tmp_path / "two", *SLOWLY, command=TORCHRUN, ACCELERATE_USE_CPU="true")
-    manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
-    assert manifest["machine"]["processes"] == 2
     agree(history(one), history(tmp_path / "cut"))
-    agree(history(one), history(tmp_path / "two"))
-    code, shown = here("distill", tmp_path / "two")
-    assert code == 2 and "processes: 2 → 1" in shown
 
 
 def started(recipe, out, *overrides):
@@ -116,6 +145,7 @@ def wait_for(run: Path, stage: str, seconds: float = 120.0) -> None:
     pytest.fail(f"{stage} never came to step 5")
 
 
+@ALL_TASKS
 def test_kill_9_anywhere_ends_with_the_same_bits(undisturbed, tmp_path):
     recipe, expected = undisturbed
     run = tmp_path / "killed"
@@ -132,6 +162,18 @@ def test_kill_9_anywhere_ends_with_the_same_bits(undisturbed, tmp_path):
     assert history(run) == history(expected)
 
 
+@ONE_TASK
+def test_two_processes_agree_with_one(undisturbed, tmp_path):
+    recipe, one = undisturbed
+    cli("distill", recipe, "--out", tmp_path / "two", *SLOWLY, command=TORCHRUN, ACCELERATE_USE_CPU="true")
+    manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
+    assert manifest["machine"]["processes"] == 2
+    agree(history(one), history(tmp_path / "two"))
+    code, shown = here("distill", tmp_path / "two")
+    assert code == 2 and "processes: 2 → 1" in shown
+
+
+@ONE_TASK
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_with_75_and_the_same_command_resumes(undisturbed, tmp_path, number):
     recipe, expected = undisturbed
@@ -147,6 +189,7 @@ def test_a_signal_stops_after_the_step_with_75_and_the_same_command_resumes(undi
     assert equal(weights(run), weights(expected))
 
 
+@ONE_TASK
 def test_a_disk_that_fails_in_the_middle_is_named_and_costs_nothing(undisturbed, tmp_path):
     """Files may grow to 20 kB: the data and the events fit, the first checkpoint does not."""
     recipe, expected = undisturbed
@@ -161,6 +204,7 @@ def test_a_disk_that_fails_in_the_middle_is_named_and_costs_nothing(undisturbed,
     assert equal(weights(run), weights(expected))
 
 
+@ONE_TASK
 def test_when_one_of_two_processes_dies_the_other_says_so(undisturbed, tmp_path):
     recipe, _ = undisturbed
     run, log = tmp_path / "lost", tmp_path / "lost.log"
@@ -180,6 +224,7 @@ def test_when_one_of_two_processes_dies_the_other_says_so(undisturbed, tmp_path)
     cli("distill", recipe, "--out", run, *SLOWLY, command=TORCHRUN, ACCELERATE_USE_CPU="true")
 
 
+@ONE_TASK
 def test_a_stage_that_was_begun_is_not_gone_on_with_under_other_settings(undisturbed, tmp_path):
     recipe, _ = undisturbed
     run = tmp_path / "begun"
@@ -201,6 +246,7 @@ def test_a_stage_that_was_begun_is_not_gone_on_with_under_other_settings(undistu
     assert all(json.loads(line) for line in (run / "events.jsonl").read_text().splitlines())
 
 
+@ONE_TASK
 def test_going_on_with_other_versions_is_said(straight):
     recipe, run = straight
     manifest = json.loads((run / "manifest.json").read_text())
@@ -210,6 +256,7 @@ def test_going_on_with_other_versions_is_said(straight):
     assert code == 0 and "the last bits may differ (torch: 1.0 → " in shown
 
 
+@ONE_TASK
 def test_complete_stages_are_skipped_changed_ones_refused_and_redone(straight):
     recipe, run = straight
     changed = run / "model" / "model.safetensors"
@@ -230,6 +277,7 @@ def test_complete_stages_are_skipped_changed_ones_refused_and_redone(straight):
     assert code == 0 and "Distilling: already there" in shown
 
 
+@ONE_TASK
 def test_a_damaged_output_is_made_again(straight):
     recipe, run = straight
     expected = weights(run)

@@ -1,12 +1,18 @@
 """Answers are where they are said to be, windows cut as the pipeline cuts, and only the context can answer."""
 
+import math
+from types import SimpleNamespace
+
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers import processors
 
-from nlp_distill.errors import AnswersInvalid, ColumnMissing, OptionInvalid, RoleUnknown, TextInvalid
+from nlp_distill.errors import AnswersInvalid, ColumnMissing, OptionInvalid, QuestionTooLong, RoleUnknown, TextInvalid
+from nlp_distill.starts import learn_tokenizer
 from nlp_distill.task import load_task
-from nlp_distill.testing import tiny_model, tiny_tokenizer
+from nlp_distill.testing import tiny_config, tiny_model, tiny_tokenizer
+from nlp_distill_tasks.question_answering.adapter import _moved
 from nlp_distill_tasks.question_answering.rows import Repairs, checked, columns
 from nlp_distill_tasks.question_answering.windows import windows
 
@@ -75,7 +81,7 @@ def test_windows_hold_all_of_a_long_context_and_know_where_the_answer_is():
     context = " ".join(["film"] * 20 + ["ending"] + ["story"] * 20)
     rows = checked(table(spans(("ending", 100)), context=context), USED, "s", Repairs())
     tokenizer = tiny_tokenizer()
-    made = windows(rows, tokenizer, max_length=20, stride=5)
+    made = windows(rows, tokenizer, max_length=20, stride=5).columns
     assert len(made["start"]) > 2
     answer = tokenizer.convert_tokens_to_ids("ending")
     for ids, mask, begin, end in zip(made["input_ids"], made["spans"], made["start"], made["end"], strict=True):
@@ -86,7 +92,7 @@ def test_windows_hold_all_of_a_long_context_and_know_where_the_answer_is():
 
 def test_a_question_that_leaves_no_room_is_refused():
     rows = checked(table(spans(("film", 5)), question="good " * 30), USED, "s", Repairs())
-    with pytest.raises(TextInvalid, match="a question of 32 tokens, which max_length 32 leaves no room for"):
+    with pytest.raises(QuestionTooLong, match=r'question "good good.* has 32 tokens, and max_length 32 leaves no room'):
         windows(rows, tiny_tokenizer(), max_length=32, stride=8)
 
 
@@ -141,3 +147,89 @@ def test_scores_where_there_may_be_no_answer(world):
     assert (scores["f1_answerable"], scores["f1_unanswerable"]) == (50.0, 0.0)
     # With a threshold between 0.1 and 0.3 all three are right.
     assert scores["f1_best_threshold"] == 100.0
+
+
+@pytest.fixture
+def two_readers():
+    """Words for the student, pieces of them behind blanks for the teacher."""
+    pieces = learn_tokenizer(["go od fi lm ba d sto ry en ding plot", CONTEXT[:4]] * 3, 300)
+    pieces.model_max_length = 64
+    pieces.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=[("<s>", 2), ("</s>", 3)]
+    )
+    words = tiny_tokenizer()
+    words.model_max_length = 20
+    return words, pieces
+
+
+def test_a_teacher_that_reads_other_tokens_is_understood_by_characters(two_readers):
+    words, pieces = two_readers
+    task = load_task("question_answering", {"stride": 5})
+    context = " ".join([CONTEXT] * 3)
+    rows = checked(table(spans(("bad story", 10)), spans(("ending", 25)), context=context), USED, "s", Repairs())
+    ours, theirs = task.features(rows, words, 20), task.twins(rows, words, pieces)
+    assert len(ours) == len(theirs) == 4
+    batch, read = (
+        task.collate(tokenizer, None)(made.to_list()) for tokenizer, made in ((words, ours), (pieces, theirs))
+    )
+    assert read["input_ids"].shape[1] > batch["input_ids"].shape[1]
+    torch.manual_seed(0)
+    outputs = SimpleNamespace(
+        start_logits=torch.randn(read["spans"].shape), end_logits=torch.randn(read["spans"].shape)
+    )
+    moved = task.align(task.logits(outputs, read), batch, read)
+    for name, given in (("start", outputs.start_logits), ("end", outputs.end_logits)):
+        mass = given.masked_fill(~read["spans"], -1e5).softmax(-1)
+        assert torch.allclose(moved[name].softmax(-1)[:, 0], mass[:, 0], atol=1e-3)
+        for window, ids in enumerate(batch["input_ids"].tolist()):
+            # Both readings of a window are the same words: the n-th of ours begins where the n-th of theirs does.
+            inside = [p for p in range(1, len(ids)) if batch["spans"][window, p]]
+            shown = [p for p in range(1, mass.shape[1]) if read["spans"][window, p]]
+            pieces_of = group(pieces.convert_ids_to_tokens(read["input_ids"][window].tolist()), shown)
+            assert len(pieces_of) == len(inside)
+            for position, parts in zip(inside, pieces_of, strict=True):
+                expected = mass[window, parts].sum()
+                assert moved[name].softmax(-1)[window, position] == pytest.approx(expected.item(), abs=1e-4)
+
+
+def group(tokens, positions):
+    """Positions of byte-level tokens by word: a token that begins with a blank (Ġ) begins a word."""
+    found = []
+    for position in positions:
+        if tokens[position].startswith("Ġ") or not found:
+            found.append([])
+        found[-1].append(position)
+    return found
+
+
+def test_places_where_the_teacher_never_begins_are_the_least_likely():
+    spans = torch.tensor([[True, False, True, True, True]])
+    moved = _moved(torch.tensor([[0.0, 3.0, 1.0, 2.0, 9.0]]), torch.tensor([[0, 2, 2, 3, -1]]), spans)
+    assert moved[0, 2] == pytest.approx(math.log(math.exp(3) + math.exp(1)))
+    assert moved[0].tolist()[::3] == pytest.approx([0.0, 2.0])
+    assert (moved[0, 4], moved[0, 1]) == (0.0, -1e5)
+
+
+def test_answers_that_no_window_holds_leave_training_and_are_counted():
+    context = " ".join(["film"] * 30)
+    rows = checked(table(spans((context, 0)), spans(("film", 5)), context=context), USED, "s", Repairs())
+    task = load_task("question_answering", {"stride": 2})
+    task._notes = {}
+    kept = task.features(rows, tiny_tokenizer(), 20)
+    assert all(begin > 0 for begin in kept["start"][:1]) and len(kept) == len(
+        task.features(rows.select([1]), tiny_tokenizer(), 20)
+    )
+    assert "1 of 2 were left out of training, as no window of 20 tokens holds their answer" in task.notes()["windows"]
+
+
+@pytest.mark.parametrize("start", [None, 5.0, float("nan"), 5])
+def test_offsets_that_are_no_numbers_are_found_again(start):
+    rows = Dataset.from_list(
+        [{"question": "q", "context": CONTEXT, "answers": {"text": ["film"], "answer_start": [start]}}]
+    )
+    assert checked(rows, USED, "s", Repairs())["starts"][:] == [[5]]
+
+
+def test_models_with_a_decoder_are_refused():
+    task = load_task("question_answering")
+    assert "this model has a decoder" in task.unfit(tiny_config("t5")) and task.unfit(tiny_config("bert")) is None

@@ -1,7 +1,10 @@
 """SQuAD's exact match, F1 and threshold; every expected value is worked out by hand."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
+from transformers.data.metrics import squad_metrics as official
 
 from nlp_distill_tasks.question_answering.squad import best_threshold, exact_match, f1, normalize
 
@@ -219,3 +222,71 @@ def test_a_file_in_the_official_format():
     # 5 exact; F1: five of 1, three of 4/5, one of 2/3.
     assert np.mean(list(exact.values())) == pytest.approx(5 / 12)
     assert np.mean(list(words.values())) == pytest.approx((5 + 2.4 + 2 / 3) / 12)
+
+
+WORDS = [
+    "the",
+    "The",
+    "a",
+    "an",
+    "cat",
+    "Cat!",
+    "dogs",
+    "U.S.",
+    "us",
+    "well-known",
+    "–",
+    "...",
+    "“x”",
+    "é",
+    "1,230",
+    ".",
+]
+
+
+def some_texts(chance):
+    return [" ".join(chance.choice(WORDS, chance.integers(0, 4))) for _ in range(chance.integers(1, 4))]
+
+
+def v1_scores(prediction, answers):
+    """As the script for v1.1: the best over the answers, whatever is left of them."""
+
+    def words_f1(answer):
+        ours, theirs = normalize(prediction).split(), normalize(answer).split()
+        same = sum((Counter(ours) & Counter(theirs)).values())
+        return 2 * (same / len(ours)) * (same / len(theirs)) / (same / len(ours) + same / len(theirs)) if same else 0
+
+    return max(normalize(prediction) == normalize(answer) for answer in answers), max(map(words_f1, answers))
+
+
+def test_both_official_scripts_on_random_texts():
+    """v2.0: transformers keeps the official functions."""
+    chance = np.random.default_rng(0)
+    for _ in range(2000):
+        prediction, answers = some_texts(chance)[0], some_texts(chance)
+        exact, words = v1_scores(prediction, answers)
+        assert exact_match(prediction, answers, v1=True) == exact
+        assert f1(prediction, answers, v1=True) == pytest.approx(words)
+        golden = [answer for answer in answers if official.normalize_answer(answer)] or [""]
+        assert normalize(prediction) == official.normalize_answer(prediction)
+        assert exact_match(prediction, answers) == max(official.compute_exact(a, prediction) for a in golden)
+        assert f1(prediction, answers) == pytest.approx(max(official.compute_f1(a, prediction) for a in golden))
+
+
+def test_the_best_threshold_is_the_official_one_where_no_two_rows_are_equally_doubtful():
+    chance = np.random.default_rng(1)
+    for rows in range(2, 60):
+        answerable = chance.integers(0, 2, rows).astype(bool)
+        given = [chance.choice(["", "cat"]) if not known else "cat" for known in answerable]
+        score = np.array(
+            [chance.integers(0, 5) / 4 if k else float(not g) for k, g in zip(answerable, given, strict=True)]
+        )
+        doubt = chance.permutation(rows) / rows
+        names = list(map(str, range(rows)))
+        best, _ = official.find_best_thresh(
+            dict(zip(names, given, strict=True)),
+            dict(zip(names, score.tolist(), strict=True)),
+            dict(zip(names, doubt.tolist(), strict=True)),
+            dict(zip(names, answerable.tolist(), strict=True)),
+        )
+        assert 100 * best_threshold(doubt, score, answerable)[1] == pytest.approx(best)

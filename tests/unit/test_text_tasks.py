@@ -5,6 +5,7 @@ import torch
 from datasets import Dataset
 
 from nlp_distill.errors import ColumnsUnclear, TextInvalid
+from nlp_distill.loading import new_model
 from nlp_distill.recipe import Data
 from nlp_distill.starts import learn_tokenizer
 from nlp_distill.task import load_task
@@ -58,7 +59,8 @@ def test_the_decoder_reads_what_it_is_to_say_one_place_later(seq2seq):
     assert (labels[0] == -100).sum() == 3 and (read[0, 4:] == 0).all()
     assert task.term_mask(batch, "hidden", "decoder").sum() == 3 + 6
     assert task.term_mask(batch, "hidden", "encoder").sum() == 4 + 3
-    assert "1 of 2 are cut at max_target_length 6 (rows 1)" in task._cut
+    said = "1 of 2 are cut at max_target_length 6 ('good fine lovely superb great …')"
+    assert task._cut == {"sources": "", "targets": said}
 
 
 def test_a_start_token_that_the_tokenizer_wrote_is_not_an_answer(seq2seq):
@@ -78,6 +80,46 @@ def test_how_to_generate_is_saved_with_the_model(seq2seq, tmp_path):
     saved = type(model.generation_config).from_pretrained(tmp_path)
     assert (saved.num_beams, saved.max_length, saved.forced_bos_token_id) == (2, 7, None)
     assert saved.decoder_start_token_id == model.config.decoder_start_token_id
+
+
+def test_a_models_own_way_to_generate_gives_way_and_is_named(seq2seq, tmp_path):
+    """An older config.json would win over the options when the model is saved."""
+    task, _ = seq2seq
+    config = tiny_config("bart", num_beams=4, min_length=56)
+    model = new_model(config, task.auto_class, seed=1)
+    model.generation_config.update(bad_words_ids=[[9000]], no_repeat_ngram_size=3, temperature=0.2, do_sample=True)
+    said = task.configure(model)
+    for setting in (
+        "bad_words_ids [[9000]]",
+        "min_length 56",
+        "num_beams 4",
+        "no_repeat_ngram_size 3",
+        "do_sample True",
+    ):
+        assert setting in said
+    model.save_pretrained(tmp_path)
+    saved = type(model.generation_config).from_pretrained(tmp_path)
+    assert (saved.num_beams, saved.min_length, saved.no_repeat_ngram_size, saved.bad_words_ids) == (2, 0, 0, None)
+    assert task.configure(model) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"decoder_start_token_id": None}, "the decoder_start_token_id None"),
+        ({"decoder_start_token_id": 5000}, "the decoder_start_token_id 5000, which is no token of its 34"),
+        ({"pad_token_id": None}, "the pad_token_id None"),
+        ({"eos_token_id": None}, "the eos_token_id None"),
+    ],
+)
+def test_a_config_that_cannot_generate_is_refused(seq2seq, settings, words):
+    task, _ = seq2seq
+    config = tiny_config("t5")
+    for name, value in settings.items():
+        setattr(config, name, value)
+    assert words in task.unfit(config)
+    for kind in ("t5", "bart", "marian", "encoder-decoder"):
+        assert task.unfit(tiny_config(kind)) is None
 
 
 def test_a_learnt_tokenizer_gives_texts_back():

@@ -42,7 +42,7 @@ class Classification(Task):
     auto_class = "AutoModelForSequenceClassification"
     pipeline_task = "text-classification"
     roles = ("text", "text_pair", "label")
-    logits_of_rows = True
+    any_tokenizer = True
 
     glue: Glue | None = None
     used: Columns

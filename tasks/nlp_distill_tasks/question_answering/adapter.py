@@ -20,7 +20,7 @@ from nlp_distill.recipe import Data
 from nlp_distill.task import Batch
 from nlp_distill_tasks.question_answering.rows import Repairs, checked, columns
 from nlp_distill_tasks.question_answering.squad import best_threshold, exact_match, f1
-from nlp_distill_tasks.question_answering.windows import stride_of, windows
+from nlp_distill_tasks.question_answering.windows import NOWHERE, SHOWN, read_again, stride_of, windows
 
 IMPOSSIBLE = -1e5
 """Logit of a token where no answer may begin or end."""
@@ -54,8 +54,10 @@ class QuestionAnswering(Task):
     primary_metric = "f1"
     label_names: list[str] = []  # noqa: RUF012  an instance's attribute by contract; never changed here
     used: dict[str, str]
+    any_tokenizer = True
     _notes: dict[str, str]
-    _examples: list[Any]
+    _lost: str | None = None
+    _asked: list[Any]
 
     def load_data(self, spec: Data) -> DatasetDict:
         """Checked rows with `question`, `context`, `texts` and `starts`."""
@@ -78,7 +80,7 @@ class QuestionAnswering(Task):
             **({"answers": said} if said else {}),
             "metrics": "exact match and F1 as SQuAD's official script defines them, computed here",
         }
-        self._examples = self.pipeline_inputs(made["train"].select(range(min(4, len(made["train"])))))
+        self._asked = self.pipeline_inputs(made["train"].select(range(min(4, len(made["train"])))))
         return DatasetDict(made)
 
     def columns(self, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +91,24 @@ class QuestionAnswering(Task):
     def features(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         """Windows of the contexts; a window's `example_id` is its number."""
         made = windows(dataset, tokenizer, max_length, stride_of(self.options.stride, max_length))
-        return Dataset.from_dict({**made, "example_id": range(len(made["start"]))})
+        if self._lost is None:
+            self._lost = _left_out(made.lost, dataset["question"][:], max_length)
+        return _examples(made.columns)
+
+    def twins(self, dataset: Dataset, ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> Dataset:
+        """The student's windows as the teacher's tokenizer reads their text."""
+        length = ours.model_max_length
+        made = windows(dataset, ours, length, stride_of(self.options.stride, length))
+        return _examples(read_again(made, dataset, theirs, theirs.model_max_length))
+
+    def align(self, logits: dict[str, Tensor], ours: Batch, theirs: Batch) -> dict[str, Tensor]:
+        """The probability of each of the teacher's tokens, at the student's token that holds its first character
+        (start) or last (end).
+
+        A token of the student's where none of the teacher's begins (or ends) is as unlikely as the least likely.
+        """
+        places = {"start": theirs["begins"], "end": theirs["ends"]}
+        return {name: _moved(logits[name], places[name], ours["spans"]) for name in logits}
 
     def collate(
         self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
@@ -103,6 +122,9 @@ class QuestionAnswering(Task):
             spans = [row["spans"] + [0] * (width - len(row["spans"])) for row in rows]
             batch["spans"] = torch.tensor(spans, dtype=torch.bool)
             batch["labels"] = torch.tensor([(row["start"], row["end"]) for row in rows])
+            for name in ("begins", "ends"):
+                if name in rows[0]:
+                    batch[name] = torch.tensor([row[name] + [NOWHERE] * (width - len(row[name])) for row in rows])
             batch["example_id"] = torch.tensor([row["example_id"] for row in rows])
             return batch
 
@@ -169,10 +191,11 @@ class QuestionAnswering(Task):
 
     def statistics(self, raw: NDArray[Any], dataset: Dataset) -> dict[str, NDArray[Any]]:
         """Exact match and F1 of each row, 0–1."""
-        golden = dataset["texts"][:]
+        golden, v1 = dataset["texts"][:], not self.options.no_answer
+        pairs = [(row["answer"], texts) for row, texts in zip(raw, golden, strict=True)]
         found = {
-            "exact": np.array([exact_match(row["answer"], texts) for row, texts in zip(raw, golden, strict=True)]),
-            "f1": np.array([f1(row["answer"], texts) for row, texts in zip(raw, golden, strict=True)]),
+            "exact": np.array([exact_match(answer, texts, v1) for answer, texts in pairs]),
+            "f1": np.array([f1(answer, texts, v1) for answer, texts in pairs]),
         }
         if self.options.no_answer:
             found["answerable"] = np.array([bool(texts) for texts in golden])
@@ -198,11 +221,41 @@ class QuestionAnswering(Task):
 
     def example_inputs(self) -> list[Any]:
         """The first rows of train."""
-        return self._examples
+        return self._asked
 
     def notes(self) -> dict[str, str]:
-        """Columns, questions without an answer, answers that were repaired."""
-        return self._notes
+        """Columns, questions without an answer, answers that were repaired or lie in no window."""
+        return {**self._notes, **({"windows": self._lost} if self._lost else {})}
+
+    def unfit(self, config: PretrainedConfig) -> str | None:
+        """A decoder's outputs are of another text than its inputs."""
+        if config.is_encoder_decoder:
+            return "answers are spans of what an encoder reads, and this model has a decoder; choose an encoder"
+        return None
+
+
+def _examples(columns: dict[str, list[Any]]) -> Dataset:
+    return Dataset.from_dict({**columns, "example_id": range(len(columns["start"]))})
+
+
+def _left_out(lost: list[int], questions: list[str], max_length: int) -> str:
+    """A note, or nothing."""
+    if not lost:
+        return ""
+    return (
+        f"{len(lost):,} of {len(questions):,} were left out of training, as no window of {max_length} tokens holds "
+        f"their answer whole ('{questions[lost[0]][:SHOWN].strip()}' …)"
+    )
+
+
+def _moved(logits: Tensor, places: Tensor, spans: Tensor) -> Tensor:
+    """Logits [B, T] summed as probabilities at their places in [B, ours]; outside `spans` impossible."""
+    real = places >= 0
+    top = logits.masked_fill(~real, -torch.inf).amax(-1, keepdim=True)
+    least = logits.masked_fill(~real, torch.inf).amin(-1, keepdim=True)
+    masses = (logits - top).exp().masked_fill(~real, 0.0)
+    moved = masses.new_zeros(spans.shape).scatter_add(1, places.clamp(min=0), masses)
+    return torch.maximum(moved.log() + top, least).masked_fill(~spans, IMPOSSIBLE)
 
 
 def _listed(answers: Any, rows: int, single: bool = False) -> list[dict[str, Any]]:

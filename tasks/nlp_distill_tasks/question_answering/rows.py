@@ -91,11 +91,16 @@ def _spans(answers: Any, source: str, column: str, row: int) -> tuple[list[str],
         raise AnswersInvalid(source=source, column=column, row=row)
     if isinstance(texts, str):
         texts, starts = [texts], [starts]
-    texts, starts = list(texts or []), [int(start) for start in starts or []]
+    # An offset that is not a number is a wrong one: the answer is found again.
+    texts, starts = list(texts or []), [int(start) if _whole(start) else -1 for start in starts or []]
     if len(texts) != len(starts) or not all(isinstance(text, str) for text in texts):
         raise AnswersInvalid(source=source, column=column, row=row)
     kept = [(text, start) for text, start in zip(texts, starts, strict=True) if text.strip()]
     return [text for text, _ in kept], [start for _, start in kept]
+
+
+def _whole(start: Any) -> bool:
+    return isinstance(start, (int, float)) and float(start).is_integer()
 
 
 def _placed(

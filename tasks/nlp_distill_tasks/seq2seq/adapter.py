@@ -12,15 +12,20 @@ from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_distill import Options, Task, read_splits
 from nlp_distill.recipe import Data
 from nlp_distill.task import Batch
-from nlp_distill_tasks.seq2seq.metrics import BLEU_SIGNATURE, CHRF_SIGNATURE, scores, statistics
+from nlp_distill_tasks.seq2seq.metrics import BLEU_SIGNATURE, CHRF_SIGNATURE, ROUGE_SIGNATURE, scores, statistics
 from nlp_distill_tasks.seq2seq.rows import checked, columns
 
 IGNORED = -100
+FEW, SHOWN = 2, 30
+"""How many rows a note quotes, and how many characters of each."""
+TOKENS = ("decoder_start_token_id", "pad_token_id", "eos_token_id", "bos_token_id")
+UNTOLD = ("transformers_version", "_from_model_config", "max_length", "early_stopping", "use_cache")
+"""Settings of a generation config that are not worth a word when they are replaced."""
 
 
 class Seq2SeqOptions(Options):
@@ -50,11 +55,12 @@ class Seq2Seq(Task):
 
     label_names: list[str] = []  # noqa: RUF012  no labels; never changed
     used: dict[str, str]
-    _cut: str | None = None
+    _cut: dict[str, str]
     _examples: list[Any]
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
+        self._cut = {}
         self.primary_metric = self.options.metric
 
     def load_data(self, spec: Data) -> DatasetDict:
@@ -83,14 +89,11 @@ class Seq2Seq(Task):
     def features(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         """Tokens of the source, and `labels`: tokens of the target, both with the tokenizer's special tokens."""
         sources = [self.options.prefix + text for text in dataset["source"][:]]
+        targets, limit = dataset["target"][:], self.options.max_target_length
         encoded = tokenizer(sources, truncation=True, max_length=max_length)
-        whole = tokenizer(text_target=dataset["target"][:])["input_ids"]
-        limit = self.options.max_target_length
-        labels = tokenizer(text_target=dataset["target"][:], truncation=True, max_length=limit)["input_ids"]
-        cut = [row for row, ids in enumerate(whole) if len(ids) > limit]
-        if cut and self._cut is None:
-            rows = ", ".join(map(str, cut[:5])) + (" …" if len(cut) > 5 else "")
-            self._cut = f"{len(cut):,} of {len(whole):,} are cut at max_target_length {limit} (rows {rows})"
+        labels = tokenizer(text_target=targets, truncation=True, max_length=limit)["input_ids"]
+        self._count_cut("sources", sources, tokenizer(sources), f"max_length {max_length}", max_length)
+        self._count_cut("targets", targets, tokenizer(text_target=targets), f"max_target_length {limit}", limit)
         names = [name for name in ("input_ids", "attention_mask") if name in encoded]
         return Dataset.from_dict(
             {
@@ -101,21 +104,49 @@ class Seq2Seq(Task):
             }
         )
 
-    def configure(self, model: PreTrainedModel) -> None:
-        """How the model generates, saved with it."""
-        generation = model.generation_config
-        assert generation is not None
-        generation._from_model_config = False
-        # With the start token; `max_new_tokens` would leave pipelines without a `max_length` to compare with.
-        generation.max_length = self.options.max_target_length + 1
-        generation.max_new_tokens = None
-        for name in ("num_beams", "length_penalty", "no_repeat_ngram_size"):
-            setattr(generation, name, getattr(self.options, name))
-        for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id", "bos_token_id"):
-            setattr(generation, name, getattr(model.config, name, None))
-        # Sampling and forced tokens of another task would make answers that nobody trained.
-        generation.do_sample, generation.early_stopping = False, self.options.num_beams > 1
-        generation.forced_bos_token_id = generation.forced_eos_token_id = None
+    def _count_cut(self, what: str, texts: list[str], whole: BatchEncoding, setting: str, limit: int) -> None:
+        """A note of the first rows that are read, train's; rows are quoted, as slices have lost their numbers."""
+        cut = [text for text, ids in zip(texts, whole["input_ids"], strict=True) if len(ids) > limit]
+        shown = ", ".join(f"'{text[:SHOWN].strip()} …'" for text in cut[:FEW])
+        self._cut.setdefault(what, f"{len(cut):,} of {len(texts):,} are cut at {setting} ({shown})" if cut else "")
+
+    def unfit(self, config: PretrainedConfig) -> str | None:
+        """Tokens that generation begins, ends and pads with must be tokens."""
+        size = getattr(config, "decoder", config).vocab_size
+        for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+            ids = getattr(config, name)
+            known = [ids] if isinstance(ids, int) else ids
+            if not known or not all(0 <= token < size for token in known):
+                return f"its config.json has the {name} {ids}, which is no token of its {size:,}; set it there"
+        return None
+
+    def configure(self, model: PreTrainedModel) -> str | None:
+        """How the model generates, saved with it; nothing is left of the way that it generated before.
+
+        Sampling, lengths and forced tokens of another task would make answers that nobody trained.
+        """
+        options, config, before = self.options, model.config, model.generation_config
+        assert before is not None
+        # What a config of old still says of generation would win over all that is saved here.
+        old = config._get_non_default_generation_parameters()
+        for name in old:
+            setattr(config, name, None)
+        ours = GenerationConfig(
+            # With the start token; `max_new_tokens` would leave pipelines without a `max_length` to compare with.
+            max_length=options.max_target_length + 1,
+            num_beams=options.num_beams,
+            length_penalty=options.length_penalty,
+            no_repeat_ngram_size=options.no_repeat_ngram_size,
+            early_stopping=options.num_beams > 1,
+            **{name: getattr(config, name) for name in TOKENS},
+        )
+        model.generation_config = ours
+        theirs = {**old, **before.to_diff_dict()}
+        replaced = {k: v for k, v in theirs.items() if k not in UNTOLD and v != getattr(ours, k, None)}
+        if not replaced:
+            return None
+        listed = ", ".join(f"{name} {value}" for name, value in sorted(replaced.items()))
+        return f"the model's own way to generate gives way to the options of {self.name}: it had {listed}"
 
     def collate(
         self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
@@ -203,6 +234,6 @@ class Seq2Seq(Task):
         """Columns, how scores are computed, and what was cut."""
         return {
             "columns": ", ".join(f"{role} in '{name}'" for role, name in self.used.items()),
-            "metrics": f"BLEU {BLEU_SIGNATURE}; chrF {CHRF_SIGNATURE}; ROUGE by rouge_score with its stemmer",
-            **({"targets": self._cut} if self._cut else {}),
+            "metrics": f"BLEU {BLEU_SIGNATURE}; chrF {CHRF_SIGNATURE}; ROUGE {ROUGE_SIGNATURE}",
+            **{what: note for what, note in self._cut.items() if note},
         }

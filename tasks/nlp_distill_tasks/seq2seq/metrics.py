@@ -75,4 +75,4 @@ def _signature(metric: Any) -> str:
 
 BLEU_SIGNATURE = _signature(_BLEU)
 CHRF_SIGNATURE = _signature(_CHRF)
-ROUGE_SIGNATURE = "rouge_score, stemmed, best reference"
+ROUGE_SIGNATURE = "rouge_score, lower case, letters a–z and digits only, stemmed, best reference"
