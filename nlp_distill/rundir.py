@@ -21,7 +21,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from nlp_distill.errors import DiskFull, RunFolderBusy, RunFolderForeign
+from nlp_distill.errors import DiskFull, NotWritable, RunFolderBusy, RunFolderForeign, RunFolderUnusable
+
+
+REFUSALS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.ENOENT, errno.EEXIST, errno.EISDIR),
+)
+"""What the system says of a place where nothing can be written."""
 
 
 def sha256_file(path: Path) -> str:
@@ -53,6 +60,17 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def place_errors(path: Path) -> Iterator[None]:
+    """Turn a place where nothing can be made into a `NotWritable`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in REFUSALS:
+            raise NotWritable(path=path, reason=error.strerror) from error
+        raise
+
+
 def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -63,7 +81,7 @@ def _fsync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Publish a text file atomically."""
-    with disk_errors(path):
+    with disk_errors(path), place_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -86,10 +104,11 @@ def write_json(path: Path, value: Any) -> None:
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` when the block ends well, and vanishes otherwise."""
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        with place_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
         try:
             yield temporary
             for file in temporary.rglob("*"):
@@ -140,16 +159,22 @@ class RunDir:
         Raises `RunFolderForeign` for a folder that holds something else, `RunFolderBusy` for one that another
         process works in. The operating system frees a dead process's hold.
         """
-        if self.path.exists() and not self.exists():
-            ours = (self._lock.lock_file, str(self._owner))
-            if not self.path.is_dir() or any(not _left_over(f) and str(f) not in ours for f in self.path.iterdir()):
-                raise RunFolderForeign(folder=self.path)
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        self._hold()
+        try:
+            with disk_errors(self.path), place_errors(self.path):
+                if self.path.exists() and not self.exists():
+                    self._refuse_foreign()
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._hold()
+        except NotWritable as error:
+            raise RunFolderUnusable(folder=self.path, reason=error.fields["reason"]) from error
         for left in [*self.path.glob(".*"), *self.model.glob(".*")]:
             if _left_over(left):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def _refuse_foreign(self) -> None:
+        ours = (self._lock.lock_file, str(self._owner))
+        if not self.path.is_dir() or any(not _left_over(f) and str(f) not in ours for f in self.path.iterdir()):
+            raise RunFolderForeign(folder=self.path)
 
     def _hold(self) -> None:
         try:
@@ -169,7 +194,7 @@ class RunDir:
 
     def exists(self) -> bool:
         """Whether this is the folder of a run."""
-        return self.recipe.is_file()
+        return os.path.isfile(self.recipe)
 
     def manifest(self) -> dict[str, Any]:
         """Versions, machine and the stages that are complete; empty before the first."""

@@ -15,9 +15,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from nlp_distill.errors import NotYet, OptionInvalid, RoleUnknown, TaskUnknown
+from nlp_distill.errors import NotYet, OptionInvalid, PairUnused, RoleUnknown, TaskUnknown
+from nlp_distill.recipe import Settings
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -31,10 +32,8 @@ GROUP = "nlp_distill.tasks"
 Batch = dict[str, Any]
 
 
-class Options(BaseModel):
+class Options(Settings):
     """Base of a task's own settings, the recipe's `options`: each field documented with unit and range."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Task(ABC):
@@ -151,7 +150,9 @@ class Task(ABC):
         return {"truncation": True, "max_length": tokenizer.model_max_length}
 
     def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
-        """The pipeline's answer to what a user typed."""
+        """The pipeline's answer to what a user typed. Raises `InputInvalid`, `PairNeeded`, `PairUnused`."""
+        if text_pair is not None and "text_pair" not in self.roles:
+            raise PairUnused(task=self.name)
         return pipe(text if text_pair is None else {"text": text, "text_pair": text_pair})
 
     def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
