@@ -19,7 +19,6 @@ import inspect
 from pathlib import Path
 from typing import Any, ClassVar
 
-
 LONGEST = 400
 """Letters of a value that a message shows."""
 
@@ -126,6 +125,26 @@ class ColumnMissing(DataError):
     """{source}: has no column '{column}' (columns: {columns}); set data.columns.{role} to one of them.{hint}"""
 
 
+class SplitTwice(DataError):
+    """{folder}: {files} are both rows of {split}; keep one, or name the files in data.files."""
+
+
+class SelectionTooLarge(DataError):
+    """data.selection is {selection}, which leaves nothing to learn from in the {rows} rows of {source}; choose fewer."""
+
+
+class RoleInvalid(DataError):
+    """data.columns.{role}: {reason}; give each role one column of its own."""
+
+
+class ProblemInvalid(DataError):
+    """data.problem is {problem}, but the column '{column}' of {source} holds {found}; {fix}."""
+
+
+class LabelNamesInvalid(DataError):
+    """data.label_names has {names} names, but {source} has {labels} labels; give one name for each."""
+
+
 class RoleUnknown(DataError):
     """data.columns.{role}: {task} has no such column; it knows {known}.{hint}"""
 
@@ -154,6 +173,10 @@ class AnswersInvalid(DataError):
     """{source}: column '{column}' at row {row} is not answers: give {{"text": […], "answer_start": […]}}, a text or a list of texts."""
 
 
+class AnswersElsewhere(DataError):
+    """{source}: none of the answers of its {rows} rows is in its context; check data.columns.context and .answers."""
+
+
 # Models
 
 
@@ -163,6 +186,18 @@ class ModelError(UserError):
 
 class ModelNotFound(ModelError):
     """Model '{reference}' was not found: {reason}. {fix}"""
+
+
+class ModelUnfit(ModelError):
+    """Model '{reference}' is a {model_type}, of which transformers has no {auto_class}; choose another model for {task}."""
+
+
+class ConfigInvalid(ModelError):
+    """Model '{reference}': nothing can be built from its config.json ({reason}); get the folder anew."""
+
+
+class ConfigUnfit(ModelError):
+    """The model's config does not fit the task: {reason}; {fix}."""
 
 
 class HubUnreachable(ModelError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlp_distill.errors import (
+    ConfigInvalid,
     MissingExtra,
     ModelNotFound,
     TokenizerSlow,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "mpnet")
+UNREADABLE = (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError)
+"""What libraries raise over files that are not what they should be."""
 NO_LIMIT = 1024
 """Tokens kept of an input where neither the user nor the model says how many."""
 UNSAFE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "_commit_hash", "_name_or_path")
@@ -71,7 +74,7 @@ def load_config(folder: Path, **settings: Any) -> PretrainedConfig:
 
     values = read_config(folder)
     model_type = values.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnknownFamily(reference=str(folder), model_type=model_type, known=", ".join(known_model_types()))
     # Of names and a number transformers believes the names; both always come from the same side here.
     if "id2label" in settings:
@@ -80,7 +83,10 @@ def load_config(folder: Path, **settings: Any) -> PretrainedConfig:
     elif "num_labels" in settings and settings["num_labels"] != len(values.get("id2label") or ()):
         values.pop("id2label", None)
         values.pop("label2id", None)
-    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict({**values, **settings})
+    try:
+        config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict({**values, **settings})
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigInvalid(reference=str(folder), reason=f"{type(error).__name__}: {error}") from error
     return config
 
 
@@ -233,10 +239,18 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
     config = load_config(folder)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelNotFound(reference=str(folder), reason="it has no tokenizer", fix="Add its tokenizer.json.")
-    with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
-        )
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:
+        # tokenizers raises plain `Exception`s; ours and Python's own pass.
+        if type(error) is not Exception and not isinstance(error, UNREADABLE):
+            raise
+        raise ModelNotFound(
+            reference=str(folder), reason=f"its tokenizer cannot be read ({error})", fix="Get the files anew."
+        ) from error
     if not tokenizer.is_fast:
         raise TokenizerSlow(reference=str(folder))
     tokenizer.backend_tokenizer.no_truncation()

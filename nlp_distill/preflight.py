@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from nlp_distill.errors import NotYet, SignalMissing, TokenizerMismatch
+from nlp_distill.errors import ConfigInvalid, ModelUnfit, NotYet, SignalMissing, TokenizerMismatch, TokenizerUnfit
 from nlp_distill.exports.onnx import check_exportable
 from nlp_distill.families import family_of
 from nlp_distill.layers import stack_maps
-from nlp_distill.loading import has_head, load_config, load_tokenizer
+from nlp_distill.loading import has_class, has_head, load_config, load_tokenizer, shape_of
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import LayerTerm, Phase, Recipe
 from nlp_distill.sources import Source, resolve
@@ -43,8 +43,7 @@ def supervise_map(phase: Phase, teacher: PretrainedConfig | None, student: Pretr
 def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
     """Raises the `UserError` that a run would end in after its training, before it. `rows`: to learn from."""
     copied, chosen, tries = None, recipe.student, 0
-    first = load_config(source.folder, **task.config_settings())
-    family_of(first, source.reference)
+    first = _fitting(source, task)
     teacher = first if recipe.teacher else None
     if recipe.teacher is not None:
         tries = len(plan(recipe.teacher, source, task, rows))
@@ -73,6 +72,29 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
     return Feasible(tries, teacher, student, copied, supervise)
 
 
+def _fitting(source: Source, task: Task) -> PretrainedConfig:
+    """The config of a model that can do the task with its tokenizer. Raises `ModelError`."""
+    config = load_config(source.folder, **task.config_settings())
+    family_of(config, source.reference)
+    if not has_class(source.folder, task.auto_class):
+        raise ModelUnfit(
+            reference=source.reference, model_type=config.model_type, auto_class=task.auto_class, task=task.name
+        )
+    try:
+        shape_of(config, task.auto_class)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Whatever transformers stumbles over in somebody's numbers.
+        raise ConfigInvalid(reference=source.reference, reason=f"{type(error).__name__}: {error}") from error
+    tokenizer = load_tokenizer(source.folder)
+    tokens = int(getattr(config, "encoder", config).vocab_size)
+    if tokenizer.pad_token_id is None:
+        raise TokenizerUnfit(reason="it has no padding token")
+    if len(tokenizer) > tokens:
+        raise TokenizerUnfit(reason=f"it has {len(tokenizer)} tokens, the model only {tokens}")
+    task.collate(tokenizer, config)
+    return config
+
+
 def _check_head(recipe: Recipe, task: Task, source: Source, tries: int) -> None:
     """Refuse to learn logits of a head that nobody trained."""
     kinds = {term.kind for phase in recipe.distill.phases for term in phase.losses}
@@ -91,8 +113,7 @@ def _other(reference: str, teacher: Source, task: Task, recipe: Recipe) -> Pretr
     whole rows.
     """
     source = resolve(reference)
-    config = load_config(source.folder, **task.config_settings())
-    family_of(config, reference)
+    config = _fitting(source, task)
     theirs, ours = load_tokenizer(teacher.folder), load_tokenizer(source.folder)
     allowed = {"labels", "logits"} if task.logits_of_rows else {"labels"}
     refused = sorted({term.kind for phase in recipe.distill.phases for term in phase.losses} - allowed)

@@ -21,8 +21,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from nlp_distill.errors import DiskFull, NotWritable, RunFolderBusy, RunFolderForeign, RunFolderUnusable
-
+from nlp_distill.errors import (
+    DiskFull,
+    NotWritable,
+    RunFolderBusy,
+    RunFolderDamaged,
+    RunFolderForeign,
+    RunFolderUnusable,
+)
 
 REFUSALS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
@@ -98,6 +104,28 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Publish plain data as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object that `write_json` wrote. Raises `RunFolderDamaged`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFolderDamaged(file=path, reason="it is not JSON") from error
+    if not isinstance(value, dict):
+        raise RunFolderDamaged(file=path, reason="it is not an object")
+    return value
+
+
+def _parts(manifest: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, type]]]:
+    """Each part of a manifest that others build on: its place, what it says, and the kinds of what it must say."""
+    stages = manifest.get("stages", {})
+    yield "stages", stages, {}
+    for stage, record in stages.items():
+        yield f"stages.{stage}", record, {"key": str, "settings": dict, "outputs": dict}
+    for name, kinds in (("machine", {"threads": int}), ("precision", {"asked": str, "precision": str})):
+        if name in manifest:
+            yield name, manifest[name], kinds
 
 
 @contextlib.contextmanager
@@ -200,7 +228,10 @@ class RunDir:
         """Versions, machine and the stages that are complete; empty before the first."""
         if not self._manifest.is_file():
             return {}
-        manifest: dict[str, Any] = json.loads(self._manifest.read_text(encoding="utf-8"))
+        manifest = read_json(self._manifest)
+        for place, said, kinds in _parts(manifest):
+            if not isinstance(said, dict) or any(not isinstance(said.get(name), kind) for name, kind in kinds.items()):
+                raise RunFolderDamaged(file=self._manifest, reason=f"its part '{place}' is not as it was written")
         return manifest
 
     def update_manifest(self, **parts: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlp_distill.errors import ModelNotFound
+from nlp_distill.families import BASES
 from nlp_distill.loading import has_class, load_config, load_tokenizer, new_model, save_model, warm_start
 from nlp_distill.recipe import NewModel, Recipe
 from nlp_distill.rundir import new_folder, sha256_json
@@ -130,10 +131,11 @@ def learn_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 def _write_warm(folder: Path, source: Source, seed: int) -> None:
     """Two copies of an encoder as encoder and decoder (Rothe et al. 2020, arXiv:1907.12461)."""
     tokenizer = load_tokenizer(source.folder)
-    if tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
+    kind = load_config(source.folder).model_type
+    if kind not in BASES or tokenizer.cls_token_id is None or tokenizer.sep_token_id is None:
         raise ModelNotFound(
             reference=source.reference,
-            reason=f"a {load_config(source.folder).model_type} cannot be made an encoder and a decoder",
+            reason=f"a {kind} cannot be made an encoder and a decoder",
             fix="Give a model with an encoder and a decoder, such as a T5.",
         )
     model = warm_start(source.folder, seed)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from nlp_distill.errors import NotYet, OptionInvalid, PairUnused, RoleUnknown, TaskUnknown
+from nlp_distill.errors import NotYet, OptionInvalid, PairUnused, RoleInvalid, RoleUnknown, TaskUnknown
 from nlp_distill.recipe import Settings
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Task(ABC):
     """Whether a teacher without a head for the task has nothing to teach."""
     warm_start: ClassVar[bool] = False
     """Whether an encoder may be made into the encoder and the decoder of the teacher."""
+    several: ClassVar[tuple[str, ...]] = ()
+    """Roles that may be several columns."""
     options_model: ClassVar[type[Options]] = Options
     """The task's own settings."""
 
@@ -189,12 +191,20 @@ class Task(ABC):
         return {}
 
     def check_roles(self, given: Mapping[str, Any]) -> None:
-        """Refuse columns for roles that the task does not have. Raises `RoleUnknown`."""
-        for role in given:
+        """Refuse columns for roles that the task does not have, or for two. Raises `RoleUnknown`, `RoleInvalid`."""
+        seen: set[str] = set()
+        for role, column in given.items():
             if role not in self.roles:
                 near = difflib.get_close_matches(role, self.roles, n=1)
                 hint = f" Did you mean '{near[0]}'?" if near else ""
                 raise RoleUnknown(role=role, task=self.name, known=", ".join(self.roles), hint=hint)
+            names = column if isinstance(column, list) else [column]
+            if isinstance(column, list) and (role not in self.several or not names):
+                raise RoleInvalid(role=role, reason=f"it has {len(names)} columns, not one column")
+            for name in names:
+                if name in seen:
+                    raise RoleInvalid(role=role, reason=f"the column '{name}' is used twice")
+                seen.add(name)
 
 
 def _entry_points() -> Mapping[str, EntryPoint]:

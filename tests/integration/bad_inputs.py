@@ -32,6 +32,21 @@ MODELS = {
 TEACHERS = {"classification": "bert", "question_answering": "bert", "seq2seq": "t5", "masked_lm": "masked"}
 
 
+def _lines(**columns: Any) -> list[str]:
+    return [json.dumps({name: values[i % 2] for name, values in columns.items()}) for i in range(40)]
+
+
+GENERATED = {
+    "<wide>": [json.dumps({f"column {number}": "a" for number in range(10_000)})] * 20,
+    "<lists>": _lines(text=["a", "b"], label=[["x"], ["x", "y"]]),
+    "<texts>": _lines(text=[["a"], ["b"]], label=[0, 1]),
+    "<objects>": _lines(text=["a", "b"], label=[{"id": 0}, {"id": 1}]),
+    "<elsewhere>": _lines(question=["a", "b"], context=["a b", "b a"], answers=["zebra", "gnu"]),
+    "<long question>": [json.dumps({"question": "good " * 80, "context": "a", "answers": "a"})],
+}
+"""Lines that would be too long to write down."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One bad input; the keys are those of tests/corpus/README.md."""
@@ -141,7 +156,11 @@ class World:
         for path in entry.folders:
             (here / path).mkdir(parents=True)
         for path, changes in entry.models.items():
-            _spoil(shutil.copytree(self.place(changes.pop("of")), here / path), changes)
+            if "settings" in changes:
+                save_tiny(here / path, **MODELS[changes["of"]], **changes["settings"])
+            else:
+                shutil.copytree(self.place(changes["of"]), here / path)
+            _spoil(here / path, changes)
         for path, changes in entry.runs.items():
             _spoil(shutil.copytree(self.place("done"), here / path), changes)
         for path, target in entry.links.items():
@@ -191,13 +210,15 @@ def _bytes(content: Any, task: str) -> bytes:
         lines = [",".join(good[0]) if good else "", *(",".join(map(str, row.values())) for row in good)]
         return "\n".join([*(line for line in lines if line), *content["rows"], ""]).encode()
     if "jsonl" in content:
-        lines = [line if isinstance(line, str) else json.dumps(line) for line in [*good, *content["jsonl"]]]
+        lines = [json.dumps(row) for row in good]
+        for line in content["jsonl"]:
+            lines += GENERATED.get(line, [line.replace("<deep>", "[" * 3000)])
         return ("\n".join(lines) + "\n").encode()
     return str(content["text"]).encode(content.get("encoding", "utf-8"))
 
 
 def _spoil(folder: Path, changes: dict[str, Any]) -> None:
-    """Change a copy of a model or a run: `remove`, `json` (keys to set; null: to remove), `files`, `weights`."""
+    """Change a copy of a model or a run: `remove`, `json` (keys to set; null: to remove), `files`, weights."""
     for name in changes.get("remove", []):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -207,6 +228,10 @@ def _spoil(folder: Path, changes: dict[str, Any]) -> None:
         (folder / name).write_text(json.dumps(document), encoding="utf-8")
     for name, content in changes.get("files", {}).items():
         _write(folder / name, content, "classification")
+    if "tokenizer_without" in changes:
+        tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        del tokenizer["model"]["vocab"][changes["tokenizer_without"]]
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     weights = folder / "model.safetensors"
     if "weights_without" in changes:
         kept = {name: w for name, w in load_file(weights).items() if changes["weights_without"] not in name}

@@ -69,6 +69,7 @@ class MaskedLM(Task):
         return made
 
     def _checked(self, rows: Dataset, source: str) -> Dataset:
+        require_column(rows.column_names, self.used, "text", source)
         texts = rows[self.used][:]
         begins, ends = [], []
         for row, text in enumerate(texts):

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_distill import Options, Task, read_splits
+from nlp_distill.errors import ConfigUnfit
 from nlp_distill.recipe import Data, Number, Whole
 from nlp_distill.task import Batch
 from nlp_distill_tasks.seq2seq.metrics import BLEU_SIGNATURE, CHRF_SIGNATURE, scores, statistics
@@ -65,6 +66,7 @@ class Seq2Seq(Task):
         source = spec.files if isinstance(spec.files, str) else spec.dataset or "data.files"
         raw = read_splits(spec)
         self.used = columns(raw["train"], spec.columns, f"{source} train")
+        self.check_roles(self.used)
         made = {"train": checked(raw["train"], self.used, f"{source} train", group=False)}
         for name in ("validation", "test"):
             if name in raw and (name == "validation" or "validation" not in raw):
@@ -124,6 +126,7 @@ class Seq2Seq(Task):
     ) -> Callable[[list[dict[str, Any]]], Batch]:
         """Pad both sides; the decoder reads the labels one place later, behind the start token."""
         start, pad = config.decoder_start_token_id, config.pad_token_id
+        self._check_decoder(getattr(config, "decoder", config), start)
 
         def collate(rows: list[dict[str, Any]]) -> Batch:
             inputs = [{name: row[name] for name in ("input_ids", "attention_mask") if name in row} for row in rows]
@@ -139,6 +142,15 @@ class Seq2Seq(Task):
             return batch
 
         return collate
+
+    def _check_decoder(self, config: PretrainedConfig, start: int | None) -> None:
+        if start is None or not 0 <= start < config.vocab_size:
+            reason = f"decoder_start_token_id is {start}, none of its {config.vocab_size} tokens"
+            raise ConfigUnfit(reason=reason, fix="set it in config.json")
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is not None and self.options.max_target_length > positions:
+            reason = f"max_target_length {self.options.max_target_length} is more than its {positions} positions"
+            raise ConfigUnfit(reason=reason, fix=f"set options.max_target_length to at most {positions}")
 
     def logits(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """One distribution over the vocabulary for each token of the target, [B, T, V]."""
