@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +17,13 @@ import typer
 from rich.console import Console
 
 from nlp_distill import __version__
-from nlp_distill.errors import InputInvalid, Interrupted, NlpDistillError
+from nlp_distill.errors import InputInvalid, Interrupted, NlpDistillError, shown
 
 EXIT_CODES = {
     0: "ok",
     2: "something to correct",
     3: "the run failed",
+    70: "a bug of ours",
     75: "stopped, resumable",
     130: "stopped at once",
 }
@@ -64,6 +67,17 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         err.print("Stopped.")
         sys.exit(130)
+    except Exception as error:
+        said = f"Error: {shown(f'{type(error).__name__}: {error}')}; this is a bug, please report it with {_report()}."
+        err.print(said, highlight=False, markup=False, soft_wrap=True)
+        sys.exit(70)
+
+
+def _report() -> str:
+    """A file with the details of the exception that is being handled."""
+    with tempfile.NamedTemporaryFile("w", prefix="nlp-distill-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        traceback.print_exc(file=file)
+    return file.name
 
 
 def _quiet_libraries() -> None:

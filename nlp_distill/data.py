@@ -94,6 +94,8 @@ def read_splits(spec: Data) -> DatasetDict:
         return _sample(name)
     if not name:
         raise DataNotFound(name=name, reason="data.dataset is empty", fix="Give a file, a folder or a name.")
+    if "://" in name:
+        raise DataNotFound(name=name, reason="addresses are not read", fix="Download it, and give the file here.")
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         return _from_folder(path)
@@ -288,7 +290,7 @@ def _from_hub(spec: Data, name: str) -> DatasetDict:
         raise HubUnreachable(reference=name, reason=f"no connection; {offline}")
     try:
         loaded = load_dataset(repository, config, revision=spec.revision)
-    except DatasetNotFoundError as error:
+    except (DatasetNotFoundError, FileNotFoundError) as error:
         raise DataNotFound(name=name, reason="the Hub has no such dataset, or it is private", fix=fix) from error
     except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, RequestException) as error:
         raise HubUnreachable(reference=name, reason=f"{type(error).__name__}; {offline}") from error
@@ -337,7 +339,9 @@ def slices(datasets: DatasetDict, spec: Data) -> Slices:
         evaluation, train = train.select(held), train.select(kept)
         split, hashes = f"{len(held)} rows cut from train", [hashes[i] for i in kept]
     count = spec.selection or _count(len(train), *SELECTION)
-    if count >= len(train):
+    if len(train) < 2:
+        raise TooFewRows(source=source, rows=len(datasets["train"]), minimum=MINIMUM)
+    if spec.selection is not None and count >= len(train):
         raise SelectionTooLarge(selection=count, rows=len(train), source=source)
     held, kept = _by_hash(hashes, count, "selection")
     selection, train = train.select(held), train.select(kept)

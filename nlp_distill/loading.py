@@ -316,26 +316,40 @@ def load_ort(folder: Path, auto_class: str, precision: str, threads: int | None 
         options.inter_op_num_threads = 1
     config, files = load_config(folder), onnx_files(folder, precision)
     kind = getattr(optimum_ort, auto_class.replace("AutoModel", "ORTModel"))
-    if "decoder_file_name" not in files:
-        return kind.from_pretrained(
-            folder,
-            subfolder="onnx",
-            config=config,
-            session_options=options,
-            provider="CPUExecutionProvider",
-            local_files_only=True,
-            trust_remote_code=False,
-            **files,
+    with _graphs(folder, files):
+        if "decoder_file_name" not in files:
+            return kind.from_pretrained(
+                folder,
+                subfolder="onnx",
+                config=config,
+                session_options=options,
+                provider="CPUExecutionProvider",
+                local_files_only=True,
+                trust_remote_code=False,
+                **files,
+            )
+        # Told a decoder's name, Optimum 2.1 also wants a second decoder, and would load a merged one twice.
+        encoder, decoder = (
+            onnxruntime.InferenceSession(folder / "onnx" / name, options, ["CPUExecutionProvider"])
+            for name in files.values()
         )
-    # Told a decoder's name, Optimum 2.1 also wants a second decoder, and would load a merged one twice.
-    encoder, decoder = (
-        onnxruntime.InferenceSession(folder / "onnx" / name, options, ["CPUExecutionProvider"])
-        for name in files.values()
-    )
     generation = load_generation(folder)
     generation.use_cache = config.use_cache = "merged" in files["decoder_file_name"]
     config.is_encoder_decoder = True
     return kind(config=config, encoder_session=encoder, decoder_session=decoder, generation_config=generation)
+
+
+@contextmanager
+def _graphs(folder: Path, files: dict[str, str]) -> Iterator[None]:
+    """Turn what ONNX Runtime says of files that are no graphs into a `ModelNotFound`."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    try:
+        yield
+    except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf) as error:
+        names = " and ".join(files.values())
+        reason = f"its {names} cannot be read ({error})"
+        raise ModelNotFound(reference=str(folder), reason=reason, fix="Export it anew.") from error
 
 
 def load_generation(folder: Path) -> Any:
@@ -345,6 +359,10 @@ def load_generation(folder: Path) -> Any:
     file = folder / "generation_config.json"
     if not file.is_file():
         return GenerationConfig.from_model_config(load_config(folder))
-    settings = scrub(json.loads(file.read_text(encoding="utf-8")))
-    # It stands for itself now: transformers must not compare it with the model's config again.
-    return GenerationConfig.from_dict({**settings, "_from_model_config": False})
+    try:
+        settings = scrub(json.loads(file.read_text(encoding="utf-8")))
+        # It stands for itself now: transformers must not compare it with the model's config again.
+        return GenerationConfig.from_dict({**settings, "_from_model_config": False})
+    except (TypeError, ValueError) as error:
+        reason = f"its {file.name} cannot be used ({error})"
+        raise ModelNotFound(reference=str(folder), reason=reason, fix="Correct or remove it.") from error

@@ -10,7 +10,7 @@ from nlp_distill.errors import ConfigInvalid, ModelUnfit, NotYet, SignalMissing,
 from nlp_distill.exports.onnx import check_exportable
 from nlp_distill.families import family_of
 from nlp_distill.layers import stack_maps
-from nlp_distill.loading import has_class, has_head, load_config, load_tokenizer, shape_of
+from nlp_distill.loading import has_class, has_head, load_config, load_generation, load_tokenizer, shape_of
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import LayerTerm, Phase, Recipe
 from nlp_distill.sources import Source, resolve
@@ -92,6 +92,7 @@ def _fitting(source: Source, task: Task) -> PretrainedConfig:
     if len(tokenizer) > tokens:
         raise TokenizerUnfit(reason=f"it has {len(tokenizer)} tokens, the model only {tokens}")
     task.collate(tokenizer, config)
+    load_generation(source.folder)
     return config
 
 

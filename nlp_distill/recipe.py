@@ -10,32 +10,17 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from nlp_distill.settings import Number as Number
+from nlp_distill.settings import NumberOrNone, Settings, WholeOrNone
+from nlp_distill.settings import Whole as Whole
 
 LayerPolicy = Literal["alternate", "first", "last", "first_last", "distilbert"]
 LayerMap = LayerPolicy | list[Annotated[int, Field(ge=0)]]
 StackName = Literal["encoder", "decoder"]
 LayerMaps = LayerMap | dict[StackName, LayerMap]
 """One policy for every stack, or one for each."""
-
-
-def _no_boolean(value: Any) -> Any:
-    """True and false are no numbers, though Python takes them for 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError(f"give a number, not {str(value).lower()}")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_no_boolean)]
-WholeOrNone = Annotated[int | None, BeforeValidator(_no_boolean)]
-Number = Annotated[float, BeforeValidator(_no_boolean)]
-NumberOrNone = Annotated[float | None, BeforeValidator(_no_boolean)]
-
-
-class Settings(BaseModel):
-    """Base of every part: unknown keys are errors, values are fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Data(Settings):

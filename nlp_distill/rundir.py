@@ -123,9 +123,10 @@ def _parts(manifest: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, type]
     yield "stages", stages, {}
     for stage, record in stages.items():
         yield f"stages.{stage}", record, {"key": str, "settings": dict, "outputs": dict}
-    for name, kinds in (("machine", {"threads": int}), ("precision", {"asked": str, "precision": str})):
-        if name in manifest:
-            yield name, manifest[name], kinds
+    if "machine" in manifest:
+        yield "machine", manifest["machine"], {"threads": int}
+    if "precision" in manifest:
+        yield "precision", manifest["precision"], {"asked": str, "precision": str}
 
 
 @contextlib.contextmanager

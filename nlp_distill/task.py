@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import BaseModel, ValidationError
 
 from nlp_distill.errors import NotYet, OptionInvalid, PairUnused, RoleInvalid, RoleUnknown, TaskUnknown
-from nlp_distill.recipe import Settings
+from nlp_distill.settings import Settings
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

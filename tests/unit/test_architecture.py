@@ -12,7 +12,7 @@ CORE = ROOT / "nlp_distill"
 
 TIERS = [
     {"errors"},
-    {"layers", "presets", "strict_yaml"},
+    {"layers", "presets", "settings", "strict_yaml"},
     {"recipe"},
     {"task", "rundir", "families"},
     {"sources"},

@@ -22,6 +22,11 @@ from nlp_distill_tasks.seq2seq.metrics import BLEU_SIGNATURE, CHRF_SIGNATURE, sc
 from nlp_distill_tasks.seq2seq.rows import checked, columns
 
 IGNORED = -100
+ONE_ANSWER = {
+    **{"num_return_sequences": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "penalty_alpha": None},
+    **{"temperature": 1.0, "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0},
+}
+"""Settings of sampling and of several answers as if nobody had set them; others contradict a search for one."""
 
 
 class Seq2SeqOptions(Options):
@@ -118,6 +123,7 @@ class Seq2Seq(Task):
         for name in ("decoder_start_token_id", "pad_token_id", "eos_token_id", "bos_token_id"):
             setattr(generation, name, getattr(model.config, name, None))
         # Sampling and forced tokens of another task would make answers that nobody trained.
+        generation.update(**ONE_ANSWER)
         generation.do_sample, generation.early_stopping = False, self.options.num_beams > 1
         generation.forced_bos_token_id = generation.forced_eos_token_id = None
 
