@@ -38,7 +38,7 @@ def _lines(**columns: Any) -> list[str]:
 
 
 GENERATED = {
-    "<wide>": [json.dumps({f"column {number}": "a" for number in range(2_000)})] * 20,
+    "<wide>": [json.dumps({f"column {number}": "a" for number in range(200)})] * 20,
     "<lists>": _lines(text=["a", "b"], label=[["x"], ["x", "y"]]),
     "<texts>": _lines(text=[["a"], ["b"]], label=[0, 1]),
     "<objects>": _lines(text=["a", "b"], label=[{"id": 0}, {"id": 1}]),
