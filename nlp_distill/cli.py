@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,12 +17,13 @@ import typer
 from rich.console import Console
 
 from nlp_distill import __version__
-from nlp_distill.errors import Interrupted, NlpDistillError
+from nlp_distill.errors import InputInvalid, Interrupted, NlpDistillError, shown
 
 EXIT_CODES = {
     0: "ok",
     2: "something to correct",
     3: "the run failed",
+    70: "a bug of ours",
     75: "stopped, resumable",
     130: "stopped at once",
 }
@@ -64,6 +67,17 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         err.print("Stopped.")
         sys.exit(130)
+    except Exception as error:
+        said = f"Error: {shown(f'{type(error).__name__}: {error}')}; this is a bug, please report it with {_report()}."
+        err.print(said, highlight=False, markup=False, soft_wrap=True)
+        sys.exit(70)
+
+
+def _report() -> str:
+    """A file with the details of the exception that is being handled."""
+    with tempfile.NamedTemporaryFile("w", prefix="nlp-distill-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        traceback.print_exc(file=file)
+    return file.name
 
 
 def _quiet_libraries() -> None:
@@ -189,11 +203,19 @@ def predict(
     from nlp_distill.prediction import load_variant
 
     task, pipe = load_variant(model, variant)
-    for line in text or (stripped for line in sys.stdin if (stripped := line.rstrip("\n"))):
+    for line in text or _typed():
         inputs = {"text": line, "text_pair": text_pair} if text_pair is not None else line
         outputs = task.ask(pipe, line, text_pair)
         sys.stdout.write(json.dumps({"inputs": inputs, "outputs": outputs}, ensure_ascii=False) + "\n")
         sys.stdout.flush()
+
+
+def _typed() -> Iterator[str]:
+    """The lines of standard input that hold something."""
+    try:
+        yield from (stripped for line in sys.stdin if (stripped := line.rstrip("\n")))
+    except UnicodeDecodeError as error:
+        raise InputInvalid(what="standard input", reason="it is not UTF-8", fix="save it as UTF-8") from error
 
 
 @app.command()
@@ -261,9 +283,9 @@ def recipes_show(
     resolved: Annotated[bool, typer.Option("--resolved", help="With every default.")] = False,
 ) -> None:
     """Print a recipe."""
-    from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
+    from nlp_distill.recipe_file import find_recipe, load_recipe, recipe_text, write_recipe
 
-    text = write_recipe(load_recipe(name)) if resolved else find_recipe(name).read_text(encoding="utf-8")
+    text = write_recipe(load_recipe(name)) if resolved else recipe_text(find_recipe(name))
     sys.stdout.write(text)
 
 

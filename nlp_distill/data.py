@@ -6,6 +6,7 @@ hashes of the rows' content, so it depends neither on row order nor on file form
 
 from __future__ import annotations
 
+import csv
 import difflib
 import hashlib
 import io
@@ -16,7 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlp_distill.errors import ColumnMissing, DataEmpty, DataNotFound, DataUnreadable, HubUnreachable, TooFewRows
+from nlp_distill.errors import (
+    ColumnMissing,
+    DataEmpty,
+    DataNotFound,
+    DataUnreadable,
+    HubUnreachable,
+    SelectionTooLarge,
+    SplitTwice,
+    TooFewRows,
+)
 from nlp_distill.task import task_folders
 
 if TYPE_CHECKING:
@@ -82,10 +92,14 @@ def read_splits(spec: Data) -> DatasetDict:
     name = spec.files or spec.dataset or ""
     if name.startswith("sample:"):
         return _sample(name)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    if not name:
+        raise DataNotFound(name=name, reason="data.dataset is empty", fix="Give a file, a folder or a name.")
+    if "://" in name:
+        raise DataNotFound(name=name, reason="addresses are not read", fix="Download it, and give the file here.")
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         return _from_folder(path)
-    if path.is_file():
+    if os.path.isfile(path):
         return _from_files({"train": path})
     if spec.files or name.startswith((".", "/", "~")) or path.suffix in READERS:
         raise DataNotFound(name=name, reason="there is no such file or folder", fix="Check the path.")
@@ -111,6 +125,8 @@ def _from_folder(folder: Path) -> DatasetDict:
     for file in sorted(folder.iterdir()):
         split = SPLITS.get(file.name.split(".")[0].lower())
         if split and file.suffix in READERS:
+            if split in files:
+                raise SplitTwice(folder=folder, split=split, files=f"{files[split].name} and {file.name}")
             files[split] = file
     if "train" not in files:
         raise DataNotFound(
@@ -135,9 +151,10 @@ def read_table(path: Path) -> Dataset:
         raise DataNotFound(name=str(path), reason="there is no such file", fix="Check the path.")
     if path.suffix not in READERS:
         raise DataUnreadable(source=path, format="a table", reason=f"unknown ending '{path.suffix}'")
-    if path.stat().st_size == 0:
-        raise DataEmpty(source=path)
-    dataset = READERS[path.suffix](path)
+    try:
+        dataset = READERS[path.suffix](path) if path.stat().st_size else []
+    except OSError as error:
+        raise DataUnreadable(source=path, format="a table", reason=error.strerror or error) from error
     if len(dataset) == 0:
         raise DataEmpty(source=path)
     return dataset
@@ -149,10 +166,9 @@ def _parquet(path: Path) -> Dataset:
     from datasets import Dataset
 
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        return Dataset(pq.read_table(path))
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataUnreadable(source=path, format="Parquet", reason=str(error).split("\n")[0]) from error
-    return Dataset(table)
 
 
 def _text(path: Path, name: str) -> str:
@@ -173,6 +189,7 @@ def _separated(separator: str, name: str) -> Callable[[Path], Dataset]:
 
         text = _text(path, name)
         try:
+            _refuse_twins(next((row for row in csv.reader(io.StringIO(text), delimiter=separator) if row), []))
             # Everything as text first: "NA" and "null" are words, "007" keeps its zeros unless all are numbers.
             frame = pd.read_csv(
                 io.StringIO(text),
@@ -182,11 +199,17 @@ def _separated(separator: str, name: str) -> Callable[[Path], Dataset]:
                 on_bad_lines="error",
                 index_col=False,
             )
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as error:
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, csv.Error) as error:
             raise DataUnreadable(source=path, format=name, reason=str(error).strip().split("\n")[0]) from error
         return _from_frame(frame)
 
     return read
+
+
+def _refuse_twins(header: list[str]) -> None:
+    for name in header:
+        if name and header.count(name) > 1:
+            raise ValueError(f"its header has the column {name!r} twice")
 
 
 def _from_frame(frame: pd.DataFrame) -> Dataset:
@@ -197,10 +220,13 @@ def _from_frame(frame: pd.DataFrame) -> Dataset:
 
 
 def _typed(values: list[str]) -> list[Any]:
-    """Whole numbers or numbers where every value is one; else the text as it is."""
+    """Whole numbers of 64 bits or numbers where every value is one; else the text as it is."""
     for kind in (int, float):
         try:
-            return [kind(value) for value in values]
+            numbers = [kind(value) for value in values]
+            # Python also takes 1_000 for a number; a table means a word.
+            if not any("_" in value for value in values) and (kind is float or max(map(abs, numbers)) < 2**63):
+                return numbers
         except ValueError:
             continue
     return values
@@ -215,7 +241,7 @@ def _json_lines(path: Path) -> Dataset:
     if path.suffix == ".json" and text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataUnreadable(source=path, format="JSON", reason=str(error)) from error
     else:
         for number, line in enumerate(text.split("\n"), 1):
@@ -223,7 +249,7 @@ def _json_lines(path: Path) -> Dataset:
                 continue
             try:
                 rows.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataUnreadable(source=path, format="JSON lines", reason=f"line {number}: {error}") from error
     odd = [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]
     if odd:
@@ -231,7 +257,11 @@ def _json_lines(path: Path) -> Dataset:
     names = list(dict.fromkeys(name for row in rows for name in row))
     try:
         return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except UnicodeEncodeError as error:
+        raise DataUnreadable(source=path, format="JSON lines", reason="a text in it is half a letter") from error
+    except OverflowError as error:
+        raise DataUnreadable(source=path, format="JSON lines", reason="a number is beyond 64 bits") from error
+    except pa.ArrowException as error:
         raise DataUnreadable(source=path, format="JSON lines", reason=f"a column mixes types: {error}") from error
 
 
@@ -260,7 +290,7 @@ def _from_hub(spec: Data, name: str) -> DatasetDict:
         raise HubUnreachable(reference=name, reason=f"no connection; {offline}")
     try:
         loaded = load_dataset(repository, config, revision=spec.revision)
-    except DatasetNotFoundError as error:
+    except (DatasetNotFoundError, FileNotFoundError) as error:
         raise DataNotFound(name=name, reason="the Hub has no such dataset, or it is private", fix=fix) from error
     except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, RequestException) as error:
         raise HubUnreachable(reference=name, reason=f"{type(error).__name__}; {offline}") from error
@@ -309,7 +339,11 @@ def slices(datasets: DatasetDict, spec: Data) -> Slices:
         evaluation, train = train.select(held), train.select(kept)
         split, hashes = f"{len(held)} rows cut from train", [hashes[i] for i in kept]
     count = spec.selection or _count(len(train), *SELECTION)
-    held, kept = _by_hash(hashes, min(count, len(train) - 1), "selection")
+    if len(train) < 2:
+        raise TooFewRows(source=source, rows=len(datasets["train"]), minimum=MINIMUM)
+    if spec.selection is not None and count >= len(train):
+        raise SelectionTooLarge(selection=count, rows=len(train), source=source)
+    held, kept = _by_hash(hashes, count, "selection")
     selection, train = train.select(held), train.select(kept)
     hashes = [hashes[i] for i in kept]
     if spec.limit is not None and spec.limit < len(train):

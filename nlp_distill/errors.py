@@ -16,7 +16,19 @@ Fields in braces are filled from keyword arguments: ``raise ColumnMissing(source
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any, ClassVar
+
+LONGEST = 400
+"""Letters of a value that a message shows."""
+
+
+def shown(value: object) -> str:
+    """A value as a message shows it: one line, nothing that a terminal obeys, the middle of what is long left out."""
+    text = " ".join(str(value).split("\n"))
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 4 :]}"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 class NlpDistillError(Exception):
@@ -27,7 +39,8 @@ class NlpDistillError(Exception):
     def __init__(self, message: str | None = None, **fields: Any) -> None:
         if message is None:
             message = inspect.cleandoc(type(self).__doc__ or "").split("\n\n")[0].replace("\n", " ")
-            message = message.format(**fields)
+            safe = {name: shown(value) if isinstance(value, str | Path) else value for name, value in fields.items()}
+            message = message.format(**safe)
         super().__init__(message)
         self.fields = fields
 
@@ -51,13 +64,18 @@ class RecipeInvalid(RecipeError):
     The problems follow, one a line, with line number, path and the nearest valid name.
     """
 
+    MOST: ClassVar[int] = 8
+    """Problems that are listed."""
+
     def __init__(self, source: str, problems: list[str]) -> None:
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         super().__init__(source=source, count=count)
         self.problems = problems
 
     def __str__(self) -> str:
-        return "\n".join([super().__str__(), *(f"  {problem}" for problem in self.problems)])
+        listed = [f"  {shown(problem)}" for problem in self.problems[: self.MOST]]
+        left = len(self.problems) - len(listed)
+        return "\n".join([super().__str__(), *listed, *([f"  … and {left} more"] if left else [])])
 
 
 class RecipeNotFound(RecipeError):
@@ -107,6 +125,26 @@ class ColumnMissing(DataError):
     """{source}: has no column '{column}' (columns: {columns}); set data.columns.{role} to one of them.{hint}"""
 
 
+class SplitTwice(DataError):
+    """{folder}: {files} are both rows of {split}; keep one, or name the files in data.files."""
+
+
+class SelectionTooLarge(DataError):
+    """data.selection is {selection}, which leaves nothing to learn from in the {rows} rows of {source}; choose fewer."""
+
+
+class RoleInvalid(DataError):
+    """data.columns.{role}: {reason}; give each role one column of its own."""
+
+
+class ProblemInvalid(DataError):
+    """data.problem is {problem}, but the column '{column}' of {source} holds {found}; {fix}."""
+
+
+class LabelNamesInvalid(DataError):
+    """data.label_names has {names} names, but {source} has {labels} labels; give one name for each."""
+
+
 class RoleUnknown(DataError):
     """data.columns.{role}: {task} has no such column; it knows {known}.{hint}"""
 
@@ -139,6 +177,10 @@ class AnswersInvalid(DataError):
     """{source}: column '{column}' at row {row} is not answers: give {{"text": […], "answer_start": […]}}, a text or a list of texts."""
 
 
+class AnswersElsewhere(DataError):
+    """{source}: none of the answers of its {rows} rows is in its context; check data.columns.context and .answers."""
+
+
 # Models
 
 
@@ -148,6 +190,10 @@ class ModelError(UserError):
 
 class ModelNotFound(ModelError):
     """Model '{reference}' was not found: {reason}. {fix}"""
+
+
+class ConfigInvalid(ModelError):
+    """Model '{reference}': nothing can be built from its config.json ({reason}); get the folder anew."""
 
 
 class HubUnreachable(ModelError):
@@ -198,8 +244,16 @@ class TokenizerMismatch(ModelError):
     """Teacher and student use different vocabularies ({teacher} and {student} tokens), so terms that compare tokens have no meaning ({terms}); keep only {allowed}, or choose a student that shares the teacher's tokenizer."""
 
 
+class InputInvalid(UserError):
+    """{what}: {reason}; {fix}."""
+
+
 class PairNeeded(UserError):
     """The model needs {what}, too; give it with --text-pair."""
+
+
+class PairUnused(UserError):
+    """The model reads one text ({task}); leave --text-pair out."""
 
 
 class TokenizerUnfit(ModelError):
@@ -241,6 +295,14 @@ class RunFolderForeign(RunFolderError):
     """'{folder}' exists and is not the folder of a run; choose another --out."""
 
 
+class RunFolderUnusable(RunFolderError):
+    """'{folder}' cannot be made or entered ({reason}); choose another --out."""
+
+
+class RunFolderDamaged(RunFolderError):
+    """{file}: {reason}; restore it from a copy, or start anew with another --out."""
+
+
 class RunFolderBusy(RunFolderError):
     """'{folder}' is in use by {owner}; wait for it, stop it, or choose another --out."""
 
@@ -259,6 +321,10 @@ class VariantUnknown(RunFolderError):
 
 class FileExists(UserError):
     """{path}: exists already; choose another name or remove it."""
+
+
+class NotWritable(UserError):
+    """{path}: cannot be written ({reason}); choose another place."""
 
 
 class DiskFull(UserError):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlp_distill.errors import (
+    ConfigInvalid,
     MissingExtra,
     ModelNotFound,
     TokenizerSlow,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "mpnet")
+UNREADABLE = (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError)
+"""What libraries raise over files that are not what they should be."""
 NO_LIMIT = 1024
 """Tokens kept of an input where neither the user nor the model says how many."""
 UNSAFE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "_commit_hash", "_name_or_path")
@@ -71,7 +74,7 @@ def load_config(folder: Path, **settings: Any) -> PretrainedConfig:
 
     values = read_config(folder)
     model_type = values.get("model_type")
-    if model_type not in CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnknownFamily(reference=str(folder), model_type=model_type, known=", ".join(known_model_types()))
     # Of names and a number transformers believes the names; both always come from the same side here.
     if "id2label" in settings:
@@ -80,7 +83,10 @@ def load_config(folder: Path, **settings: Any) -> PretrainedConfig:
     elif "num_labels" in settings and settings["num_labels"] != len(values.get("id2label") or ()):
         values.pop("id2label", None)
         values.pop("label2id", None)
-    config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict({**values, **settings})
+    try:
+        config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict({**values, **settings})
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigInvalid(reference=str(folder), reason=f"{type(error).__name__}: {error}") from error
     return config
 
 
@@ -233,10 +239,18 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
     config = load_config(folder)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelNotFound(reference=str(folder), reason="it has no tokenizer", fix="Add its tokenizer.json.")
-    with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
-        )
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:
+        # tokenizers raises plain `Exception`s; ours and Python's own pass.
+        if type(error) is not Exception and not isinstance(error, UNREADABLE):
+            raise
+        raise ModelNotFound(
+            reference=str(folder), reason=f"its tokenizer cannot be read ({error})", fix="Get the files anew."
+        ) from error
     if not tokenizer.is_fast:
         raise TokenizerSlow(reference=str(folder))
     tokenizer.backend_tokenizer.no_truncation()
@@ -302,26 +316,40 @@ def load_ort(folder: Path, auto_class: str, precision: str, threads: int | None 
         options.inter_op_num_threads = 1
     config, files = load_config(folder), onnx_files(folder, precision)
     kind = getattr(optimum_ort, auto_class.replace("AutoModel", "ORTModel"))
-    if "decoder_file_name" not in files:
-        return kind.from_pretrained(
-            folder,
-            subfolder="onnx",
-            config=config,
-            session_options=options,
-            provider="CPUExecutionProvider",
-            local_files_only=True,
-            trust_remote_code=False,
-            **files,
+    with _graphs(folder, files):
+        if "decoder_file_name" not in files:
+            return kind.from_pretrained(
+                folder,
+                subfolder="onnx",
+                config=config,
+                session_options=options,
+                provider="CPUExecutionProvider",
+                local_files_only=True,
+                trust_remote_code=False,
+                **files,
+            )
+        # Told a decoder's name, Optimum 2.1 also wants a second decoder, and would load a merged one twice.
+        encoder, decoder = (
+            onnxruntime.InferenceSession(folder / "onnx" / name, options, ["CPUExecutionProvider"])
+            for name in files.values()
         )
-    # Told a decoder's name, Optimum 2.1 also wants a second decoder, and would load a merged one twice.
-    encoder, decoder = (
-        onnxruntime.InferenceSession(folder / "onnx" / name, options, ["CPUExecutionProvider"])
-        for name in files.values()
-    )
     generation = load_generation(folder)
     generation.use_cache = config.use_cache = "merged" in files["decoder_file_name"]
     config.is_encoder_decoder = True
     return kind(config=config, encoder_session=encoder, decoder_session=decoder, generation_config=generation)
+
+
+@contextmanager
+def _graphs(folder: Path, files: dict[str, str]) -> Iterator[None]:
+    """Turn what ONNX Runtime says of files that are no graphs into a `ModelNotFound`."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    try:
+        yield
+    except (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf) as error:
+        names = " and ".join(files.values())
+        reason = f"its {names} cannot be read ({error})"
+        raise ModelNotFound(reference=str(folder), reason=reason, fix="Export it anew.") from error
 
 
 def load_generation(folder: Path) -> Any:
@@ -331,6 +359,10 @@ def load_generation(folder: Path) -> Any:
     file = folder / "generation_config.json"
     if not file.is_file():
         return GenerationConfig.from_model_config(load_config(folder))
-    settings = scrub(json.loads(file.read_text(encoding="utf-8")))
-    # It stands for itself now: transformers must not compare it with the model's config again.
-    return GenerationConfig.from_dict({**settings, "_from_model_config": False})
+    try:
+        settings = scrub(json.loads(file.read_text(encoding="utf-8")))
+        # It stands for itself now: transformers must not compare it with the model's config again.
+        return GenerationConfig.from_dict({**settings, "_from_model_config": False})
+    except (TypeError, ValueError) as error:
+        reason = f"its {file.name} cannot be used ({error})"
+        raise ModelNotFound(reference=str(folder), reason=reason, fix="Correct or remove it.") from error

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlp_distill.errors import ModelFolderNotFound, ModelHasNoTask, VariantUnknown
+from nlp_distill.errors import ModelFolderNotFound, ModelHasNoTask, RunFolderDamaged, VariantUnknown
 from nlp_distill.loading import has_head, load_model, load_ort, load_tokenizer, onnx_files, read_config
-from nlp_distill.rundir import RunDir
+from nlp_distill.rundir import RunDir, read_json
 from nlp_distill.sources import resolve
 from nlp_distill.task import Task, load_task, task_names
 
@@ -58,7 +57,9 @@ def load_variant(path: str | Path, variant: str | None = None, threads: int | No
 def _recommended(run: RunDir) -> str | None:
     if not run.results.is_file():
         return None
-    name: str | None = json.loads(run.results.read_text(encoding="utf-8"))["recommended"]
+    name = read_json(run.results).get("recommended")
+    if not isinstance(name, str):
+        raise RunFolderDamaged(file=run.results, reason="it has no recommended variant")
     return name
 
 
@@ -68,9 +69,13 @@ def task_of(folder: Path) -> Task:
     Raises `ModelFolderNotFound`.
     """
     for said in (folder / "student.json", folder / "teacher.json"):
-        made = json.loads(said.read_text(encoding="utf-8")).get("task") if said.is_file() else None
-        if made and made["name"] in task_names():
-            return load_task(made["name"], made["options"])
+        made = read_json(said).get("task") if said.is_file() else None
+        if made is None:
+            continue
+        if not isinstance(made, dict) or not isinstance(made.get("name"), str):
+            raise RunFolderDamaged(file=said, reason="its task has no name")
+        if made["name"] in task_names():
+            return load_task(made["name"], made.get("options"))
     architecture = (read_config(folder).get("architectures") or [""])[0]
     for task in map(load_task, task_names()):
         if has_head(folder, task.auto_class):

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from nlp_distill.errors import ModelUnfit, NotYet, SignalMissing, TokenizerMismatch
+from nlp_distill.errors import ConfigInvalid, ModelUnfit, NotYet, SignalMissing, TokenizerMismatch, TokenizerUnfit
 from nlp_distill.exports.onnx import check_exportable
 from nlp_distill.families import family_of
 from nlp_distill.layers import stack_maps
-from nlp_distill.loading import has_class, has_head, load_config, load_tokenizer
+from nlp_distill.loading import has_class, has_head, load_config, load_generation, load_tokenizer, shape_of
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import LayerTerm, Phase, Recipe
 from nlp_distill.sources import Source, resolve
@@ -43,9 +43,7 @@ def supervise_map(phase: Phase, teacher: PretrainedConfig | None, student: Pretr
 def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
     """Raises the `UserError` that a run would end in after its training, before it. `rows`: to learn from."""
     copied, chosen, tries = None, recipe.student, 0
-    check_model(source, task)
-    first = load_config(source.folder, **task.config_settings())
-    family_of(first, source.reference)
+    first = check_model(source, task)
     teacher = first if recipe.teacher else None
     if recipe.teacher is not None:
         tries = len(plan(recipe.teacher, source, task, rows))
@@ -74,14 +72,29 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
     return Feasible(tries, teacher, student, copied, supervise)
 
 
-def check_model(source: Source, task: Task) -> None:
-    """Refuse a model that cannot be of the task's class, or serve it. Raises `ModelUnfit`."""
-    config = load_config(source.folder)
+def check_model(source: Source, task: Task) -> PretrainedConfig:
+    """The config of a model that can do the task with its tokenizer. Raises `ModelError`."""
+    config = load_config(source.folder, **task.config_settings())
+    family_of(config, source.reference)
     reason = task.unfit(config)
     if not has_class(source.folder, task.auto_class):
         reason = f"transformers has no {task.auto_class} of this type; choose another model"
     if reason is not None:
         raise ModelUnfit(reference=source.reference, model_type=config.model_type, task=task.name, reason=reason)
+    try:
+        shape_of(config, task.auto_class)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Whatever transformers stumbles over in somebody's numbers.
+        raise ConfigInvalid(reference=source.reference, reason=f"{type(error).__name__}: {error}") from error
+    tokenizer = load_tokenizer(source.folder)
+    tokens = int(getattr(config, "encoder", config).vocab_size)
+    if tokenizer.pad_token_id is None:
+        raise TokenizerUnfit(reason="it has no padding token")
+    if len(tokenizer) > tokens:
+        raise TokenizerUnfit(reason=f"it has {len(tokenizer)} tokens, the model only {tokens}")
+    task.collate(tokenizer, config)
+    load_generation(source.folder)
+    return config
 
 
 def _check_head(recipe: Recipe, task: Task, source: Source, tries: int) -> None:
@@ -102,9 +115,7 @@ def _other(reference: str, teacher: Source, task: Task, recipe: Recipe) -> Pretr
     whole rows.
     """
     source = resolve(reference)
-    check_model(source, task)
-    config = load_config(source.folder, **task.config_settings())
-    family_of(config, reference)
+    config = check_model(source, task)
     theirs, ours = load_tokenizer(teacher.folder), load_tokenizer(source.folder)
     allowed = {"labels", "logits"} if task.any_tokenizer else {"labels"}
     refused = sorted({term.kind for phase in recipe.distill.phases for term in phase.losses} - allowed)

@@ -10,19 +10,17 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from nlp_distill.settings import Number as Number
+from nlp_distill.settings import NumberOrNone, Settings, WholeOrNone
+from nlp_distill.settings import Whole as Whole
 
 LayerPolicy = Literal["alternate", "first", "last", "first_last", "distilbert"]
 LayerMap = LayerPolicy | list[Annotated[int, Field(ge=0)]]
 StackName = Literal["encoder", "decoder"]
 LayerMaps = LayerMap | dict[StackName, LayerMap]
 """One policy for every stack, or one for each."""
-
-
-class Settings(BaseModel):
-    """Base of every part: unknown keys are errors, values are fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class Data(Settings):
@@ -49,12 +47,20 @@ class Data(Settings):
     problem: Literal["auto", "single_label", "multi_label", "regression"] = Field(
         "auto", description="Kind of the labels; `auto` decides from the label column."
     )
-    limit: int | None = Field(None, ge=1, description="Use at most this many training rows, chosen by hash.")
-    selection: int | None = Field(
+    limit: WholeOrNone = Field(None, ge=1, description="Use at most this many training rows, chosen by hash.")
+    selection: WholeOrNone = Field(
         None,
         ge=1,
         description="Training rows kept aside to choose the best epoch on; unset: the smaller of 5 % and 1,000.",
     )
+
+    @field_validator("label_names")
+    @classmethod
+    def _different(cls, value: list[str] | None) -> list[str] | None:
+        for name in value or ():
+            if not name.strip() or (value or []).count(name) > 1:
+                raise ValueError(f"the name {name!r} is {'given twice' if name.strip() else 'empty'}")
+        return value
 
     @model_validator(mode="after")
     def _named(self) -> Data:
@@ -70,21 +76,21 @@ OPERATION = ("checkpoint_minutes", "stall_minutes")
 class Training(Settings):
     """How one stretch of training runs. One step is exactly `batch_size` examples."""
 
-    epochs: int = Field(3, ge=1, le=10_000, description="Passes over the training rows.")
-    learning_rate: float = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
-    batch_size: int = Field(32, ge=1, le=65_536, description="Examples in one optimizer step, over all processes.")
+    epochs: Whole = Field(3, ge=1, le=10_000, description="Passes over the training rows.")
+    learning_rate: Number = Field(1e-4, gt=0, le=1, description="Peak learning rate of AdamW.")
+    batch_size: Whole = Field(32, ge=1, le=65_536, description="Examples in one optimizer step, over all processes.")
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Decay after the warm-up.")
-    warmup: float = Field(0.1, ge=0, lt=1, description="Share of all steps over which the learning rate rises.")
-    weight_decay: float = Field(0.01, ge=0, le=1, description="AdamW's decay of weight matrices.")
-    max_grad_norm: float | None = Field(1.0, gt=0, description="Gradients are clipped to this norm; null: not clipped.")
-    patience: int | None = Field(
+    warmup: Number = Field(0.1, ge=0, lt=1, description="Share of all steps over which the learning rate rises.")
+    weight_decay: Number = Field(0.01, ge=0, le=1, description="AdamW's decay of weight matrices.")
+    max_grad_norm: NumberOrNone = Field(1.0, gt=0, description="Gradients are clipped to this norm; null: not clipped.")
+    patience: WholeOrNone = Field(
         None, ge=1, description="Stop after this many epochs without a better selection score; null: never."
     )
     keep: Literal["best", "last"] = Field("best", description="Which epoch's weights to keep, by selection score.")
-    micro_batch_tokens: int = Field(
+    micro_batch_tokens: Whole = Field(
         4096, ge=1, description="Most tokens, padding counted, in one forward; lower it when memory is short."
     )
-    checkpoint_minutes: float = Field(
+    checkpoint_minutes: Number = Field(
         5.0, ge=0, description="Minutes between checkpoints inside an epoch (0: each step)."
     )
     stall_minutes: float = Field(
@@ -95,15 +101,15 @@ class Training(Settings):
 class Lora(Settings):
     """Low-rank adapters (Hu et al. 2021), merged into the weights before the teacher is used."""
 
-    rank: int = Field(8, ge=1, le=1024, description="Rank of the update.")
-    alpha: float = Field(16, gt=0, description="Scale of the update; it is multiplied by alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
+    rank: Whole = Field(8, ge=1, le=1024, description="Rank of the update.")
+    alpha: Number = Field(16, gt=0, description="Scale of the update; it is multiplied by alpha / rank.")
+    dropout: Number = Field(0.0, ge=0, lt=1, description="Dropout on the adapters' input.")
 
 
 class Finetune(Training):
     """Fine-tuning of a teacher that has no head for the task."""
 
-    learning_rate: float = Field(5e-5, gt=0, le=1, description="Peak learning rate of AdamW.")
+    learning_rate: Number = Field(5e-5, gt=0, le=1, description="Peak learning rate of AdamW.")
     lora: Lora | None = Field(None, description="Train low-rank adapters instead of all weights.")
 
 
@@ -111,10 +117,10 @@ class NewModel(Settings):
     """A teacher of random weights, with a tokenizer learnt from the training rows; for seq2seq."""
 
     architecture: Literal["t5", "bart"] = Field("t5", description="Kind of the model.")
-    layers: int = Field(4, ge=1, le=64, description="Layers of the encoder, and of the decoder.")
-    hidden_size: int = Field(256, ge=8, le=4096, description="Width.")
-    attention_heads: int = Field(4, ge=1, le=64, description="Heads; must divide the width.")
-    vocabulary: int = Field(4000, ge=300, le=262_144, description="Most tokens that the tokenizer learns.")
+    layers: Whole = Field(4, ge=1, le=64, description="Layers of the encoder, and of the decoder.")
+    hidden_size: Whole = Field(256, ge=8, le=4096, description="Width.")
+    attention_heads: Whole = Field(4, ge=1, le=64, description="Heads; must divide the width.")
+    vocabulary: Whole = Field(4000, ge=300, le=262_144, description="Most tokens that the tokenizer learns.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> NewModel:
@@ -152,10 +158,10 @@ class Teacher(Settings):
 class Shape(Settings):
     """A student of another shape than its teacher, trained from random weights through projected terms."""
 
-    layers: int = Field(ge=1, description="Number of layers, in each stack.")
-    hidden_size: int | None = Field(None, ge=1, description="Width; unset: the teacher's.")
-    attention_heads: int | None = Field(None, ge=1, description="Heads; unset: the teacher's.")
-    intermediate_size: int | None = Field(
+    layers: Whole = Field(ge=1, description="Number of layers, in each stack.")
+    hidden_size: WholeOrNone = Field(None, ge=1, description="Width; unset: the teacher's.")
+    attention_heads: WholeOrNone = Field(None, ge=1, description="Heads; unset: the teacher's.")
+    intermediate_size: WholeOrNone = Field(
         None, ge=1, description="Width of the feed-forward; unset: four times the width."
     )
 
@@ -171,9 +177,9 @@ class Shape(Settings):
 class Student(Settings):
     """The small model: cut from the teacher, another checkpoint, or a new shape."""
 
-    layers: int | None = Field(None, ge=1, description="Cut: keep this many of the teacher's layers, in each stack.")
-    encoder_layers: int | None = Field(None, ge=1, description="Cut: keep this many of the encoder's layers.")
-    decoder_layers: int | None = Field(
+    layers: WholeOrNone = Field(None, ge=1, description="Cut: keep this many of the teacher's layers, in each stack.")
+    encoder_layers: WholeOrNone = Field(None, ge=1, description="Cut: keep this many of the encoder's layers.")
+    decoder_layers: WholeOrNone = Field(
         None, ge=1, description="Cut: keep this many of the decoder's layers; a stack that is not named keeps all."
     )
     init: LayerMaps = Field(
@@ -210,7 +216,7 @@ class Student(Settings):
 class Term(Settings):
     """One term of the objective."""
 
-    weight: float = Field(1.0, gt=0, description="Factor of the term in the sum.")
+    weight: Number = Field(1.0, gt=0, description="Factor of the term in the sum.")
 
 
 class LogitsTerm(Term):
@@ -218,7 +224,7 @@ class LogitsTerm(Term):
 
     kind: Literal["logits"] = "logits"
     distance: Literal["kl", "reverse_kl", "jsd", "mse"] = Field("kl", description="Distance of the distributions.")
-    temperature: float = Field(
+    temperature: Number = Field(
         2.0, gt=0, le=100, description="Softens both distributions; the term is multiplied by T²."
     )
 
@@ -262,7 +268,7 @@ class RelationTerm(LayerTerm):
     of: list[Literal["query", "key", "value"]] = Field(
         ["query", "key", "value"], description="Which vectors to relate to themselves.", min_length=1
     )
-    heads: int = Field(12, ge=1, description="Relation heads; must divide both widths.")
+    heads: Whole = Field(12, ge=1, description="Relation heads; must divide both widths.")
     layers: Literal["all", "last"] = Field("last", description="All supervised layers, or the last (as MiniLM).")
 
 
@@ -272,7 +278,7 @@ AnyTerm = Annotated[LogitsTerm | LabelsTerm | HiddenTerm | AttentionTerm | Relat
 class Phase(Training):
     """A stretch of distillation with its own terms."""
 
-    epochs: int = Field(4, ge=1, le=10_000, description="Passes over the training rows.")
+    epochs: Whole = Field(4, ge=1, le=10_000, description="Passes over the training rows.")
     losses: list[AnyTerm] = Field(
         [LogitsTerm(), HiddenTerm(), AttentionTerm()], description="The weighted terms.", min_length=1
     )
@@ -311,7 +317,7 @@ class Export(Settings):
     target: Literal["auto", "avx512_vnni", "avx2", "arm64"] = Field(
         "auto", description="Instruction set that int8 is made for; `auto`: this machine's."
     )
-    score_drop: float = Field(
+    score_drop: Number = Field(
         0.5,
         ge=0,
         le=100,
@@ -322,12 +328,12 @@ class Export(Settings):
 class Budget(Settings):
     """Limits that the recommended variant, the smallest that meets them all, must keep."""
 
-    latency_ms: float | None = Field(None, gt=0, description="Milliseconds: median latency, batch 1.")
-    size_mb: float | None = Field(None, gt=0, description="Megabytes (10⁶ bytes): all files needed to run.")
-    memory_mb: float | None = Field(None, gt=0, description="Megabytes: peak memory of the process.")
-    score_drop: float | None = Field(None, ge=0, le=100, description="Points lost against the teacher.")
-    threads: int = Field(1, ge=1, description="Threads that latency is measured with.")
-    sequence: int | None = Field(None, ge=1, description="Tokens; unset: the 90th percentile of the data's lengths.")
+    latency_ms: NumberOrNone = Field(None, gt=0, description="Milliseconds: median latency, batch 1.")
+    size_mb: NumberOrNone = Field(None, gt=0, description="Megabytes (10⁶ bytes): all files needed to run.")
+    memory_mb: NumberOrNone = Field(None, gt=0, description="Megabytes: peak memory of the process.")
+    score_drop: NumberOrNone = Field(None, ge=0, le=100, description="Points lost against the teacher.")
+    threads: Whole = Field(1, ge=1, description="Threads that latency is measured with.")
+    sequence: WholeOrNone = Field(None, ge=1, description="Tokens; unset: the 90th percentile of the data's lengths.")
 
 
 class Recipe(Settings):
@@ -346,8 +352,8 @@ class Recipe(Settings):
     control: bool = Field(False, description="Also train the same student on labels only, as a row of the table.")
     export: list[Export] = Field([Export()], description="Forms to deliver.")
     budget: Budget = Field(Budget(), description="Limits to meet.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
-    max_length: int = Field(128, ge=4, le=8192, description="Tokens kept of an input, special tokens counted.")
+    seed: Whole = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
+    max_length: Whole = Field(128, ge=4, le=8192, description="Tokens kept of an input, special tokens counted.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="Arithmetic of the matrix products; `auto`: bf16 where a short probe says that it is faster.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from nlp_distill import strict_yaml
 from nlp_distill.errors import RecipeInvalid, RecipeNotFound, RecipeUnreadable, RunFolderNotFound
 from nlp_distill.presets import PRESETS, phases_of
 from nlp_distill.recipe import Recipe
 from nlp_distill.task import task_folders
 
 MAX_BYTES = 256 * 1024
-MAX_DEPTH = 20
 
 Path_ = tuple[str | int, ...]
 
@@ -31,19 +32,23 @@ def shipped_recipes() -> dict[str, Path]:
     return found
 
 
-def find_recipe(name: str) -> Path:
-    """The file of a recipe: a file, a run folder's `recipe.yaml`, or a shipped name. Raises `RecipeNotFound`."""
+def find_recipe(name: str, others: Sequence[str] = ()) -> Path:
+    """The file of a recipe: a file, a run folder's `recipe.yaml`, or a shipped name.
+
+    `others`: what the name may have been meant for, too. Raises `RecipeNotFound`.
+    """
     path = Path(name)
-    if path.is_file():
+    # Unlike `Path.is_file`, these answer for any text, however long.
+    if os.path.isfile(name):
         return path
-    if path.is_dir():
+    if name and os.path.isdir(name):
         if not (path / "recipe.yaml").is_file():
             raise RunFolderNotFound(folder=name)
         return path / "recipe.yaml"
     shipped = shipped_recipes()
     if name in shipped:
         return shipped[name]
-    near = difflib.get_close_matches(name, shipped, n=1)
+    near = difflib.get_close_matches(name[:100], [*shipped, *others], n=1)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     raise RecipeNotFound(name=name, shipped=", ".join(sorted(shipped)), hint=hint)
 
@@ -54,7 +59,30 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises `RecipeNotFound`, `RecipeUnreadable` or `RecipeInvalid`, which lists every problem.
     """
     path = find_recipe(name)
-    return parse_recipe(path.read_bytes(), str(path), overrides)
+    return parse_recipe(_bytes(path), str(path), overrides)
+
+
+def recipe_text(path: Path) -> str:
+    """A recipe as it is written. Raises `RecipeUnreadable`."""
+    return _decoded(_bytes(path), str(path))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise RecipeUnreadable(source=path, reason=error.strerror) from error
+    if len(text) > MAX_BYTES:
+        raise RecipeUnreadable(source=path, reason=f"larger than {MAX_BYTES // 1024} KiB")
+    return text
+
+
+def _decoded(text: bytes, source: str) -> str:
+    try:
+        return text.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RecipeUnreadable(source=source, reason="it is not UTF-8 text") from error
 
 
 def expand(raw: dict[str, Any]) -> dict[str, Any]:
@@ -83,8 +111,10 @@ def parse_recipe(text: bytes, source: str, overrides: Sequence[str] = ()) -> Rec
     for override in overrides:
         if override.startswith("distill.recipe="):
             # A named distillation takes the place of the terms that are written.
-            kept = {k: v for k, v in (raw.get("distill") or {}).items() if k not in ("losses", "supervise", "phases")}
-            raw["distill"] = {**kept, "recipe": override.split("=", 1)[1]}
+            written = raw.get("distill") or {}
+            if isinstance(written, dict):
+                kept = {k: v for k, v in written.items() if k not in ("losses", "supervise", "phases")}
+                raw["distill"] = {**kept, "recipe": override.split("=", 1)[1]}
     overrides = [override for override in overrides if not override.startswith("distill.recipe=")]
     raw = expand(raw)
     problems = [problem for override in overrides if (problem := _override(raw, override))]
@@ -93,7 +123,8 @@ def parse_recipe(text: bytes, source: str, overrides: Sequence[str] = ()) -> Rec
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         overridden = {_canonical(o.split("=", 1)[0]) for o in overrides if "=" in o}
-        problems += [_problem(entry, root, overridden) for entry in error.errors() if not _other_member(entry)]
+        entries = error.errors()
+        problems += [_problem(entry, root, overridden) for entry in entries if not _other_member(entry, entries)]
     if problems or recipe is None:
         raise RecipeInvalid(source, problems)
     return recipe
@@ -105,35 +136,18 @@ def write_recipe(recipe: Recipe) -> str:
 
 
 def _read_yaml(text: bytes, source: str) -> tuple[dict[str, Any], yaml.Node | None]:
-    if len(text) > MAX_BYTES:
-        raise RecipeUnreadable(source=source, reason=f"larger than {MAX_BYTES // 1024} KiB")
     try:
-        content = text.decode("utf-8-sig")
-        for token in yaml.scan(content, Loader=yaml.SafeLoader):
-            if isinstance(token, yaml.AliasToken):
-                raise RecipeUnreadable(source=source, reason="anchors and aliases are not allowed")
-        root = yaml.compose(content, Loader=yaml.SafeLoader)
-        raw = yaml.safe_load(content)
-    except UnicodeDecodeError as error:
-        raise RecipeUnreadable(source=source, reason="it is not UTF-8 text") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark is not None else ""
-        reason = getattr(error, "problem", None) or "not YAML"
-        raise RecipeUnreadable(source=source, reason=where + str(reason)) from error
-    if not isinstance(raw, dict) or _depth(raw) > MAX_DEPTH:
+        raw, root = strict_yaml.read(_decoded(text, source))
+    except ValueError as error:
+        raise RecipeUnreadable(source=source, reason=str(error)) from error
+    if not isinstance(raw, dict):
         raise RecipeUnreadable(source=source, reason="it must be a mapping of settings")
     return raw, root
 
 
-def _depth(value: Any) -> int:
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max((_depth(child) for child in children), default=0)
-
-
 def _canonical(dotted: str) -> Path_:
     """Where a key of the short form stands in the long form: `distill.epochs` → distill.phases.0.epochs."""
-    parts: list[str | int] = [int(part) if part.isdigit() else part for part in dotted.strip().split(".")]
+    parts: list[str | int] = [int(part) if part.isdecimal() else part for part in dotted.strip().split(".")]
     if parts[0] in ("task", "teacher"):
         parts[:1] = [f"{parts[0]}s", 0]
     elif parts[0] == "distill" and len(parts) > 1 and parts[1] not in ("phases", "recipe"):
@@ -147,8 +161,8 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
         return f"-o {override}: write it as key=value, for example -o distill.epochs=3"
     dotted, text = override.split("=", 1)
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
+        value, _ = strict_yaml.read(text)
+    except ValueError:
         value = text
     value = _number(value)
     *parents, last = _canonical(dotted)
@@ -179,23 +193,31 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _other_member(entry: Any) -> bool:
+def _other_member(entry: Any, entries: Sequence[Any]) -> bool:
     """Whether an error is about the member of a union (word or structure) that was not meant."""
     is_word = isinstance(entry["input"], str)
-    return (entry["type"] == "list_type" and is_word) or (
+    odd = (entry["type"] == "list_type" and is_word) or (
         entry["type"] == "literal_error" and isinstance(entry["input"], dict | list)
     )
+    here = _walk(entry["loc"])
+    return odd and any(other is not entry and _walk(other["loc"])[: len(here)] == here for other in entries)
 
 
 def _problem(entry: Any, root: yaml.Node | None, overridden: set[Path_]) -> str:
     """One line: where, what, and the nearest valid name."""
     location = tuple(entry["loc"])
     known = _walk(location)
-    shown = _short(known)
+    unknown = entry["type"] == "extra_forbidden"
+    if unknown and known[-1:] != location[-1:]:
+        # A key that looks like the name of a union's member.
+        known = (*known, location[-1])
+    shown = [str(part)[:80] for part in _short(known)]
     line = _line(root, known)
-    given_by_override = any(known[: len(path)] == path for path in overridden)
+    given_by_override = any(
+        known[: len(path)] == path or (unknown and path[: len(known)] == known) for path in overridden
+    )
     where = "-o" if given_by_override else f"line {line}" if line else "recipe"
-    return f"{where}: {'.'.join(str(part) for part in shown) or 'recipe'}: {_message(entry, known)}"
+    return f"{where}: {'.'.join(shown) or 'recipe'}: {_message(entry, known)}"
 
 
 def _message(entry: Any, location: Path_) -> str:

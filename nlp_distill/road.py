@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 
 from nlp_distill.data import slices
 from nlp_distill.errors import RunFailed, TrackerMissing
-from nlp_distill.loading import load_tokenizer
+from nlp_distill.loading import load_model, load_tokenizer
 from nlp_distill.loop import Notify, Rows, Setting
 from nlp_distill.precision import autocast_dtype
 from nlp_distill.recipe import Recipe
@@ -96,6 +96,15 @@ class Road:
         if limit < self.recipe.max_length:
             notes = {**notes, "max_length": f"{limit}, as the model has no more positions"}
         return notes
+
+    def try_out(self) -> None:
+        """Read all rows and weights once: what cannot be read is refused before there is a folder."""
+        self.notes  # noqa: B018
+        settings = self.task.config_settings()
+        load_model(self.source.folder, self.task.auto_class, **settings)
+        chosen = self.recipe.student.model
+        if chosen is not None:
+            load_model(resolve(chosen).folder, self.task.auto_class, **settings)
 
     def rows(self, raw: Dataset, tokenizer: Any = None) -> Rows:
         """Rows as the student reads them, or another tokenizer."""

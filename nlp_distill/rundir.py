@@ -22,7 +22,20 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from nlp_distill.errors import DiskFull, RunFolderBusy, RunFolderForeign
+from nlp_distill.errors import (
+    DiskFull,
+    NotWritable,
+    RunFolderBusy,
+    RunFolderDamaged,
+    RunFolderForeign,
+    RunFolderUnusable,
+)
+
+REFUSALS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.ENOENT, errno.EEXIST, errno.EISDIR),
+)
+"""What the system says of a place where nothing can be written."""
 
 
 def sha256_file(path: Path) -> str:
@@ -55,6 +68,17 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def place_errors(path: Path) -> Iterator[None]:
+    """Turn a place where nothing can be made into a `NotWritable`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in REFUSALS:
+            raise NotWritable(path=path, reason=error.strerror) from error
+        raise
+
+
 def _fsync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -65,7 +89,7 @@ def _fsync(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Publish a text file atomically."""
-    with disk_errors(path):
+    with disk_errors(path), place_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -84,14 +108,38 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """An object that `write_json` wrote. Raises `RunFolderDamaged`."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFolderDamaged(file=path, reason="it is not JSON") from error
+    if not isinstance(value, dict):
+        raise RunFolderDamaged(file=path, reason="it is not an object")
+    return value
+
+
+def _parts(manifest: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, type]]]:
+    """Each part of a manifest that others build on: its place, what it says, and the kinds of what it must say."""
+    stages = manifest.get("stages", {})
+    yield "stages", stages, {}
+    for stage, record in stages.items():
+        yield f"stages.{stage}", record, {"key": str, "settings": dict, "outputs": dict}
+    if "machine" in manifest:
+        yield "machine", manifest["machine"], {"threads": int}
+    if "precision" in manifest:
+        yield "precision", manifest["precision"], {"asked": str, "precision": str}
+
+
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `path` when the block ends well, and vanishes otherwise."""
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        with place_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
         try:
             yield temporary
             for file in temporary.rglob("*"):
@@ -142,13 +190,14 @@ class RunDir:
         Raises `RunFolderForeign` for a folder that holds something else, `RunFolderBusy` for one that another
         process works in. The operating system frees a dead process's hold.
         """
-        if self.path.exists() and not self.exists():
-            ours = (self._lock.lock_file, str(self._owner))
-            if not self.path.is_dir() or any(not _left_over(f) and str(f) not in ours for f in self.path.iterdir()):
-                raise RunFolderForeign(folder=self.path)
-        with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-        self._hold()
+        try:
+            with disk_errors(self.path), place_errors(self.path):
+                if self.path.exists() and not self.exists():
+                    self._refuse_foreign()
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._hold()
+        except NotWritable as error:
+            raise RunFolderUnusable(folder=self.path, reason=error.fields["reason"]) from error
         for left in [file for file in self.path.rglob(".*") if _left_over(file)]:
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
         self._mend_events()
@@ -157,6 +206,11 @@ class RunDir:
         """Drop the line that a killed process did not finish."""
         if self._events.is_file() and not (text := self._events.read_bytes()).endswith(b"\n"):
             os.truncate(self._events, text.rfind(b"\n") + 1)
+
+    def _refuse_foreign(self) -> None:
+        ours = (self._lock.lock_file, str(self._owner))
+        if not self.path.is_dir() or any(not _left_over(f) and str(f) not in ours for f in self.path.iterdir()):
+            raise RunFolderForeign(folder=self.path)
 
     def _hold(self) -> None:
         try:
@@ -176,13 +230,16 @@ class RunDir:
 
     def exists(self) -> bool:
         """Whether this is the folder of a run."""
-        return self.recipe.is_file()
+        return os.path.isfile(self.recipe)
 
     def manifest(self) -> dict[str, Any]:
         """Versions, machine and the stages that are complete; empty before the first."""
         if not self._manifest.is_file():
             return {}
-        manifest: dict[str, Any] = json.loads(self._manifest.read_text(encoding="utf-8"))
+        manifest = read_json(self._manifest)
+        for place, said, kinds in _parts(manifest):
+            if not isinstance(said, dict) or any(not isinstance(said.get(name), kind) for name, kind in kinds.items()):
+                raise RunFolderDamaged(file=self._manifest, reason=f"its part '{place}' is not as it was written")
         return manifest
 
     def update_manifest(self, **parts: Any) -> None:

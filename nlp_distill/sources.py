@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from nlp_distill.errors import HubUnreachable, ModelNotFound, PickleOnly, WeightsChanged
 from nlp_distill.rundir import sha256_file
@@ -79,11 +82,13 @@ def resolve(reference: str, exports: bool = False) -> Source:
     """
     if reference.startswith("package:"):
         return _packaged(reference)
-    path = Path(reference).expanduser()
-    if path.is_dir():
+    if not reference:
+        raise ModelNotFound(reference=reference, reason="its name is empty", fix="Give a folder or a Hub id.")
+    path = Path(os.path.expanduser(reference))
+    if os.path.isdir(path):
         folder = path / "model" if (path / "recipe.yaml").is_file() else path
         return _checked(reference, folder, path.resolve().name, None)
-    parent_exists = "/" in reference and path.parent.is_dir() and str(path.parent) != "."
+    parent_exists = "/" in reference and os.path.isdir(path.parent) and str(path.parent) != "."
     if reference.startswith((".", "/", "~")) or parent_exists:
         raise ModelNotFound(reference=reference, reason="there is no such folder", fix="Check the path.")
     return _from_hub(reference, exports)
@@ -92,7 +97,7 @@ def resolve(reference: str, exports: bool = False) -> Source:
 def _packaged(reference: str) -> Source:
     package, _, inside = reference.removeprefix("package:").partition("/")
     known = PACKAGED.get(package)
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    spec = importlib.util.find_spec(package) if package.isidentifier() and package != "__main__" else None
     if spec is None or not spec.submodule_search_locations:
         command = f"nlp-distill[{known.extra}]" if known else package
         raise ModelNotFound(
@@ -169,6 +174,19 @@ def _reason(error: Exception) -> str:
     return "offline mode is on" if HF_HUB_OFFLINE else type(error).__name__
 
 
+def _check_header(reference: str, file: Path) -> None:
+    """Refuse weights that are cut off, or are none; only their header is read."""
+    try:
+        with safe_open(file, framework="np"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ModelNotFound(
+            reference=reference,
+            reason=f"its weights in {file.name} cannot be read ({error})",
+            fix="Get the files anew; one of them may be cut short.",
+        ) from error
+
+
 def _checked(reference: str, folder: Path, name: str, revision: str | None) -> Source:
     """A source whose folder has a config and safetensors weights, hashed."""
     if not (folder / "config.json").is_file():
@@ -183,6 +201,8 @@ def _checked(reference: str, folder: Path, name: str, revision: str | None) -> S
         if pickles:
             raise PickleOnly(reference=reference, files=", ".join(pickles))
         raise ModelNotFound(reference=reference, reason=f"{folder} has no model.safetensors", fix="Check the path.")
+    for file in weights:
+        _check_header(reference, file)
     sums = [sha256_file(file) for file in weights]
     sha256 = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
     return Source(reference, folder, name, revision, sha256)

@@ -26,7 +26,7 @@ from nlp_distill.preflight import check, supervise_map
 from nlp_distill.recipe import OPERATION, LabelsTerm, Phase, Recipe
 from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
 from nlp_distill.road import Road
-from nlp_distill.rundir import RunDir, new_folder, sha256_json, write_json, write_text
+from nlp_distill.rundir import RunDir, new_folder, read_json, sha256_json, write_json, write_text
 from nlp_distill.scores import predict, raw_lines, read_raw
 from nlp_distill.signals import LiveTeacher, model_inputs
 from nlp_distill.sources import resolve
@@ -55,8 +55,7 @@ class Run:
         """`results.json`, empty before the last stage."""
         if not self.dir.results.is_file():
             return {}
-        results: dict[str, Any] = json.loads(self.dir.results.read_text(encoding="utf-8"))
-        return results
+        return read_json(self.dir.results)
 
     def pipeline(self, variant: str | None = None) -> Any:
         """An Optimum pipeline of the recommended variant, or of the one named."""
@@ -91,8 +90,6 @@ def run(
         events(kind, **fields)
 
     road = Road(recipe, rundir, tell, stop)
-    if not road.rundir.exists():
-        road.notes  # noqa: B018  refused here, before the folder is made
     try:
         with deterministic(road.strict):
             _walk(road, enter(road, redo), until)
@@ -146,6 +143,8 @@ def enter(road: Road, redo: bool) -> StageKeys:
     """Refuse before training what cannot work; then make or enter the run folder."""
     recipe, rundir = road.recipe, road.rundir
     found = check(recipe, road.task, road.source, len(road.slices.train))
+    if not rundir.exists():
+        road.try_out()
     if road.main:
         check_disk(rundir.path, recipe, road.task, found)
         rundir.create()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 from nlp_distill.data import read_splits
-from nlp_distill.errors import FileExists
+from nlp_distill.errors import ColumnMissing, ColumnsUnclear, FileExists, shown
 from nlp_distill.recipe import Data
-from nlp_distill.recipe_file import find_recipe, load_recipe, parse_recipe
+from nlp_distill.recipe_file import find_recipe, load_recipe, parse_recipe, recipe_text
 from nlp_distill.rundir import write_text
 from nlp_distill.task import load_task, task_names
 
@@ -41,21 +43,24 @@ def copy_recipe(name: str, target: Path, data: str | None, teacher: str | None) 
     if target.exists():
         raise FileExists(path=target)
     if name not in task_names():
-        text = find_recipe(name).read_text(encoding="utf-8")
+        text = recipe_text(find_recipe(name, task_names()))
         overrides = [
-            *([f"data={{dataset: {data}}}"] if data else []),
-            *([f"teacher.model={teacher}"] if teacher else []),
+            *([f"data={{dataset: {_quoted(data)}}}"] if data else []),
+            *([f"teacher.model={_quoted(teacher)}"] if teacher else []),
         ]
         load_recipe(name, overrides)
         write_text(target, text)
-        hints = [f"  add -o {override}" for override in overrides]
+        hints = [f"  add -o {shlex.quote(override)}" for override in overrides]
         return [f"{target}: a copy of {name}", *hints, f"Next: nlp-distill run {target}"]
     spec = Data(dataset=data or "sample:sst2")
     rows = read_splits(spec)["train"]
-    columns = load_task(name).columns(rows, {})
+    try:
+        columns = load_task(name).columns(rows, {})
+    except (ColumnMissing, ColumnsUnclear) as error:
+        raise type(error)(**{**error.fields, "source": spec.dataset}) from error
     text = TEMPLATE.format(
-        title=f"Distil a model for {data}" if data else f"A first {name} recipe",
-        file=target,
+        title=f"Distil a model for {shown(data)}" if data else f"A first {name} recipe",
+        file=shown(target),
         task=name,
         data=_quoted(spec.dataset or ""),
         columns=_inline(columns),
@@ -71,7 +76,7 @@ def copy_recipe(name: str, target: Path, data: str | None, teacher: str | None) 
 
 
 def _quoted(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def _inline(columns: dict[str, Any]) -> str:

@@ -15,9 +15,10 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from nlp_distill.errors import NotYet, OptionInvalid, RoleUnknown, TaskUnknown
+from nlp_distill.errors import NotYet, OptionInvalid, PairUnused, RoleInvalid, RoleUnknown, TaskUnknown
+from nlp_distill.settings import Settings
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -31,10 +32,8 @@ GROUP = "nlp_distill.tasks"
 Batch = dict[str, Any]
 
 
-class Options(BaseModel):
+class Options(Settings):
     """Base of a task's own settings, the recipe's `options`: each field documented with unit and range."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Task(ABC):
@@ -56,6 +55,8 @@ class Task(ABC):
     """Whether a teacher without a head for the task has nothing to teach."""
     warm_start: ClassVar[bool] = False
     """Whether an encoder may be made into the encoder and the decoder of the teacher."""
+    several: ClassVar[tuple[str, ...]] = ()
+    """Roles that may be several columns."""
     options_model: ClassVar[type[Options]] = Options
     """The task's own settings."""
 
@@ -168,7 +169,9 @@ class Task(ABC):
         return {"truncation": True, "max_length": tokenizer.model_max_length}
 
     def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
-        """The pipeline's answer to what a user typed."""
+        """The pipeline's answer to what a user typed. Raises `InputInvalid`, `PairNeeded`, `PairUnused`."""
+        if text_pair is not None and "text_pair" not in self.roles:
+            raise PairUnused(task=self.name)
         return pipe(text if text_pair is None else {"text": text, "text_pair": text_pair})
 
     def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
@@ -205,12 +208,20 @@ class Task(ABC):
         return {}
 
     def check_roles(self, given: Mapping[str, Any]) -> None:
-        """Refuse columns for roles that the task does not have. Raises `RoleUnknown`."""
-        for role in given:
+        """Refuse columns for roles that the task does not have, or for two. Raises `RoleUnknown`, `RoleInvalid`."""
+        seen: set[str] = set()
+        for role, column in given.items():
             if role not in self.roles:
                 near = difflib.get_close_matches(role, self.roles, n=1)
                 hint = f" Did you mean '{near[0]}'?" if near else ""
                 raise RoleUnknown(role=role, task=self.name, known=", ".join(self.roles), hint=hint)
+            names = column if isinstance(column, list) else [column]
+            if isinstance(column, list) and (role not in self.several or not names):
+                raise RoleInvalid(role=role, reason=f"it has {len(names)} columns, not one column")
+            for name in names:
+                if name in seen:
+                    raise RoleInvalid(role=role, reason=f"the column '{name}' is used twice")
+                seen.add(name)
 
 
 def _entry_points() -> Mapping[str, EntryPoint]:

@@ -12,7 +12,7 @@ CORE = ROOT / "nlp_distill"
 
 TIERS = [
     {"errors"},
-    {"layers", "presets"},
+    {"layers", "presets", "settings", "strict_yaml"},
     {"recipe", "trouble"},
     {"task", "rundir", "families"},
     {"sources"},

@@ -42,6 +42,7 @@ class Classification(Task):
     auto_class = "AutoModelForSequenceClassification"
     pipeline_task = "text-classification"
     roles = ("text", "text_pair", "label")
+    several = ("label",)
     any_tokenizer = True
 
     glue: Glue | None = None
@@ -98,6 +99,9 @@ class Classification(Task):
             for row, value in enumerate(values):
                 if value is None or (isinstance(value, float) and np.isnan(value)) or str(value).strip() == "":
                     raise TextInvalid(source=source, column=theirs, reason="no text", row=row)
+                if not isinstance(value, str | int | float):
+                    reason = f"a {type(value).__name__}, not a text,".replace("a bytes", "bytes")
+                    raise TextInvalid(source=source, column=theirs, reason=reason, row=row)
             columns[ours] = [str(value) for value in values]
         columns["target"] = targets(rows, self.used.label, self.labels, source).tolist()
         columns["part"] = rows["part"][:] if "part" in rows.column_names else ["matched"] * len(rows)

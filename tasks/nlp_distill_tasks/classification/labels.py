@@ -10,7 +10,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, List
 from numpy.typing import NDArray
 
-from nlp_distill.errors import LabelsHidden, LabelsInvalid, OneClassOnly
+from nlp_distill.errors import LabelNamesInvalid, LabelsHidden, LabelsInvalid, OneClassOnly, ProblemInvalid
 from nlp_distill.recipe import Data
 from nlp_distill_tasks.classification.glue import Problem
 
@@ -28,14 +28,19 @@ class Labels:
 def settle(train: Dataset, column: str | list[str], spec: Data, source: str) -> Labels:
     """Kind and names, decided on the training rows. Raises `DataError`."""
     if isinstance(column, list):
+        if spec.label_names and len(spec.label_names) != len(column):
+            raise LabelNamesInvalid(names=len(spec.label_names), labels=len(column), source=source)
         return Labels("multi_label", spec.label_names or list(column))
     values = train[column][:]
     _refuse_missing(values, source)
     feature = train.features[column]
-    if isinstance(feature, List) or isinstance(values[0], list):
+    several = isinstance(feature, List) or isinstance(values[0], list)
+    _refuse_other_problem(several, column, spec, source)
+    _refuse_odd([label for row in values for label in row] if several else values, source)
+    if several:
         return Labels("multi_label", _list_names(feature, values, spec))
     is_float = all(isinstance(value, float) for value in values)
-    if is_float and spec.problem == "auto" and all(value == int(value) for value in values):
+    if is_float and spec.problem == "auto" and all(value.is_integer() for value in values):
         raise LabelsInvalid(
             source=source,
             reason=f"labels such as {values[0]} may be classes or values",
@@ -45,7 +50,7 @@ def settle(train: Dataset, column: str | list[str], spec: Data, source: str) -> 
     if spec.problem == "regression" or (is_float and spec.problem == "auto"):
         return Labels("regression", spec.label_names or [column])
     if is_float:
-        whole = [i for i, value in enumerate(values) if value != int(value)]
+        whole = [i for i, value in enumerate(values) if not value.is_integer()]
         if whole:
             raise LabelsInvalid(
                 source=source,
@@ -62,10 +67,44 @@ def _refuse_missing(values: list[Any], source: str) -> None:
             raise LabelsInvalid(source=source, reason="a label is missing", row=row, fix="remove the row or fill it in")
 
 
+def _refuse_other_problem(several: bool, column: str, spec: Data, source: str) -> None:
+    if several and spec.problem in ("single_label", "regression"):
+        raise ProblemInvalid(
+            problem=spec.problem,
+            column=column,
+            source=source,
+            found="a list of labels in each row",
+            fix="leave data.problem out",
+        )
+    if not several and spec.problem == "multi_label":
+        raise ProblemInvalid(
+            problem=spec.problem,
+            column=column,
+            source=source,
+            found="one label in each row",
+            fix="set data.columns.label to several 0/1 columns, or to a column of lists",
+        )
+
+
+def _refuse_odd(values: list[Any], source: str) -> None:
+    for row, value in enumerate(values):
+        if not isinstance(value, str | int | float):
+            reason = f"the label {value!r} is neither a number nor a text"
+            raise LabelsInvalid(source=source, reason=reason, row=row, fix="write it as one")
+
+
+def _refuse_many(count: int, source: str) -> None:
+    if count > MAX_CLASSES:
+        fix = "set data.columns.label to the column of classes, or data.problem: regression"
+        raise LabelsInvalid(source=source, reason=f"{count} classes", row=0, fix=fix)
+
+
 def _class_names(feature: Any, values: list[Any], spec: Data, source: str) -> list[str]:
     different = sorted(set(values))
     if different[0] == -1:
         raise LabelsHidden(source=source, count=values.count(-1), rows=len(values))
+    if not isinstance(different[-1], str):
+        _refuse_many(int(different[-1]) + 1, source)
     if isinstance(feature, ClassLabel):
         names = spec.label_names or list(feature.names)
     elif isinstance(different[0], str):
@@ -74,13 +113,7 @@ def _class_names(feature: Any, values: list[Any], spec: Data, source: str) -> li
         names = spec.label_names or [str(i) for i in range(int(different[-1]) + 1)]
     if len(different) == 1:
         raise OneClassOnly(source=source, label=different[0])
-    if len(names) > MAX_CLASSES:
-        raise LabelsInvalid(
-            source=source,
-            reason=f"{len(names)} classes",
-            row=0,
-            fix="set data.columns.label to the column of classes, or data.problem: regression",
-        )
+    _refuse_many(len(names), source)
     return [str(name) for name in names]
 
 

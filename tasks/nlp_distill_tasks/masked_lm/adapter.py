@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nlp_distill import Options, Task, read_splits, require_column
-from nlp_distill.errors import ColumnsUnclear, TextInvalid, TokenizerUnfit
-from nlp_distill.recipe import Data
+from nlp_distill.errors import ColumnsUnclear, InputInvalid, TextInvalid, TokenizerUnfit
+from nlp_distill.recipe import Data, Number
 from nlp_distill.task import Batch
 
 IGNORED = -100
@@ -35,7 +35,7 @@ RIGHT_MASK, RANDOM = 0.8, 0.1
 class MaskedOptions(Options):
     """Settings of masked language modelling."""
 
-    mask_share: float = Field(0.15, gt=0, lt=1, description="Share of an example's tokens that are to be predicted.")
+    mask_share: Number = Field(0.15, gt=0, lt=1, description="Share of an example's tokens that are to be predicted.")
 
 
 class MaskedLM(Task):
@@ -69,6 +69,7 @@ class MaskedLM(Task):
         return made
 
     def _checked(self, rows: Dataset, source: str) -> Dataset:
+        require_column(rows.column_names, self.used, "text", source)
         texts = rows[self.used][:]
         begins, ends = [], []
         for row, text in enumerate(texts):
@@ -159,6 +160,13 @@ class MaskedLM(Task):
     def pipeline_settings(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """Texts are cut at the model's limit."""
         return {"tokenizer_kwargs": {"truncation": True, "max_length": tokenizer.model_max_length}}
+
+    def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
+        """The likeliest tokens for the word that the text hides."""
+        mask = pipe.tokenizer.mask_token
+        if mask not in text:
+            raise InputInvalid(what="The text", reason="it hides no word", fix=f"write {mask} in its place")
+        return super().ask(pipe, text, text_pair)
 
     def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
         """The likeliest tokens for each hidden word; none where a text has no word to ask for."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nlp_distill import Options, Task, read_splits
-from nlp_distill.errors import PairNeeded
-from nlp_distill.recipe import Data
+from nlp_distill.errors import InputInvalid, PairNeeded
+from nlp_distill.recipe import Data, Whole
 from nlp_distill.task import Batch
 from nlp_distill_tasks.question_answering.rows import Repairs, checked, columns
 from nlp_distill_tasks.question_answering.squad import best_threshold, exact_match, f1
@@ -31,8 +31,8 @@ CANDIDATES = 5
 class AnsweringOptions(Options):
     """Settings of question answering."""
 
-    stride: int = Field(128, ge=0, description="Tokens that neighbouring windows of a long context share.")
-    max_answer_tokens: int = Field(30, ge=1, description="Longest answer, in tokens.")
+    stride: Whole = Field(128, ge=0, description="Tokens that neighbouring windows of a long context share.")
+    max_answer_tokens: Whole = Field(30, ge=1, description="Longest answer, in tokens.")
     no_answer: bool | None = Field(
         None, description="Whether a question may have no answer (SQuAD v2); unset: as the training rows have it."
     )
@@ -167,6 +167,9 @@ class QuestionAnswering(Task):
         """The answer to a question (`text`) in a context (`text_pair`)."""
         if text_pair is None:
             raise PairNeeded(what="the context that holds the answer")
+        for what, given in (("question", text), ("context", text_pair)):
+            if not given.strip():
+                raise InputInvalid(what=f"The {what}", reason="it is empty", fix="give a question and its context")
         return pipe(question=text, context=text_pair)
 
     def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from nlp_distill import require_column
-from nlp_distill.errors import AnswersInvalid, TextInvalid
+from nlp_distill.errors import AnswersElsewhere, AnswersInvalid, TextInvalid
 
 NAMES = {
     "question": ("question", "query"),
@@ -60,8 +60,10 @@ def checked(dataset: Dataset, used: Mapping[str, str], source: str, repairs: Rep
 
     With `repairs` (training rows) every answer lies in its context: those that do not are found again or left
     out. Without, answers are kept as they are, since scores depend on their texts only. Raises `TextInvalid`,
-    `AnswersInvalid`.
+    `AnswersInvalid`, `AnswersElsewhere`.
     """
+    for role in NAMES:
+        require_column(dataset.column_names, used[role], role, source)
     made: dict[str, list[Any]] = {"question": [], "context": [], "texts": [], "starts": []}
     chosen = (dataset[used[role]][:] for role in NAMES)
     for row, (question, context, answers) in enumerate(zip(*chosen, strict=True)):
@@ -75,6 +77,8 @@ def checked(dataset: Dataset, used: Mapping[str, str], source: str, repairs: Rep
                 continue
         for name, value in zip(made, (question, context, texts, starts), strict=True):
             made[name].append(value)
+    if not made["question"]:
+        raise AnswersElsewhere(source=source, rows=len(dataset))
     return Dataset.from_dict(made)
 
 

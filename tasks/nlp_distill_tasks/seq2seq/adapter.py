@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import BatchEncoding, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_distill import Options, Task, read_splits
-from nlp_distill.recipe import Data
+from nlp_distill.recipe import Data, Number, Whole
 from nlp_distill.task import Batch
 from nlp_distill_tasks.seq2seq.metrics import BLEU_SIGNATURE, CHRF_SIGNATURE, ROUGE_SIGNATURE, scores, statistics
 from nlp_distill_tasks.seq2seq.rows import checked, columns
@@ -35,10 +35,12 @@ class Seq2SeqOptions(Options):
         "bleu", pattern="^(bleu|chrf|rouge1|rouge2|rougeL)$", description="What is selected and compared by."
     )
     prefix: str = Field("", description="Text before every source, as T5 was trained with.")
-    max_target_length: int = Field(64, ge=2, le=4096, description="Tokens kept of a target; most tokens of an answer.")
-    num_beams: int = Field(1, ge=1, le=64, description="Beams of the search; 1: greedy.")
-    length_penalty: float = Field(1.0, description="Above 0 favours longer answers of a beam search.")
-    no_repeat_ngram_size: int = Field(
+    max_target_length: Whole = Field(
+        64, ge=2, le=4096, description="Tokens kept of a target; most tokens of an answer."
+    )
+    num_beams: Whole = Field(1, ge=1, le=64, description="Beams of the search; 1: greedy.")
+    length_penalty: Number = Field(1.0, description="Above 0 favours longer answers of a beam search.")
+    no_repeat_ngram_size: Whole = Field(
         0, ge=0, description="No n-gram of this size occurs twice in an answer; 0: any may."
     )
 
@@ -69,6 +71,7 @@ class Seq2Seq(Task):
         source = spec.files if isinstance(spec.files, str) else spec.dataset or "data.files"
         raw = read_splits(spec)
         self.used = columns(raw["train"], spec.columns, f"{source} train")
+        self.check_roles(self.used)
         made = {"train": checked(raw["train"], self.used, f"{source} train", group=False)}
         for name in ("validation", "test"):
             if name in raw and (name == "validation" or "validation" not in raw):
@@ -111,8 +114,13 @@ class Seq2Seq(Task):
         self._cut.setdefault(what, f"{len(cut):,} of {len(texts):,} are cut at {setting} ({shown})" if cut else "")
 
     def unfit(self, config: PretrainedConfig) -> str | None:
-        """Tokens that generation begins, ends and pads with must be tokens."""
-        size = getattr(config, "decoder", config).vocab_size
+        """Tokens that generation begins, ends and pads with must be tokens; targets must fit into the positions."""
+        decoder = getattr(config, "decoder", config)
+        size, positions = decoder.vocab_size, getattr(decoder, "max_position_embeddings", None)
+        if positions is not None and (asked := self.options.max_target_length) > positions:
+            return (
+                f"options.max_target_length is {asked}, its decoder has {positions} positions; set it to at most these"
+            )
         for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
             ids = getattr(config, name)
             known = [ids] if isinstance(ids, int) else ids
@@ -205,7 +213,7 @@ class Seq2Seq(Task):
 
     def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
         """The answer to a text, behind the prefix that the model was trained with."""
-        return pipe(self.options.prefix + text)
+        return super().ask(pipe, self.options.prefix + text, text_pair)
 
     def raw_outputs(self, answers: list[Any]) -> NDArray[Any]:
         """The texts."""

@@ -46,6 +46,8 @@ def checked(dataset: Dataset, used: Mapping[str, str], source: str, group: bool)
     A list of references is one row of each in training; with `group` (rows to be scored) rows of one source are
     one row with all their references. Raises `TextInvalid`.
     """
+    for role in ("source", "target"):
+        require_column(dataset.column_names, used[role], role, source)
     sources, targets = dataset[used["source"]][:], dataset[used["target"]][:]
     found: dict[str, list[str]] = {}
     pairs: list[tuple[str, str]] = []

@@ -1,0 +1,69 @@
+"""YAML as data that means one thing: text keys, each given once; no aliases, merge keys or deep nesting."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+
+MAX_DEPTH = 20
+
+
+class _Loader(yaml.SafeLoader):
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                raise _refused(key, "merge keys are not allowed")
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            name = self.construct_object(key, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(name, Hashable):
+                raise _refused(key, "a key must be text")
+            if not isinstance(name, str):
+                raise _refused(key, f"the key {name!r} is not text; put it in quotes")
+            if name in seen:
+                raise _refused(key, f"the key {name!r} is given twice")
+            seen.add(name)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:binary", yaml.SafeLoader.construct_undefined)  # type: ignore[type-var]
+
+
+def _refused(place: Any, problem: str) -> yaml.MarkedYAMLError:
+    """`place`: a node or an event."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
+
+
+def read(text: str) -> tuple[Any, yaml.Node | None]:
+    """The value and its nodes, which know their lines. Raises `ValueError` with the reason, its line first."""
+    loader = None
+    try:
+        _check_events(text)
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        return (None if root is None else loader.construct_document(root)), root  # type: ignore[no-untyped-call]
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark is not None else ""
+        raise ValueError(where + str(error.problem or error.context)) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ValueError(f"line {line}: the character #x{error.character:04x} is not allowed") from error
+    finally:
+        if loader is not None:
+            loader.dispose()  # type: ignore[no-untyped-call]
+
+
+def _check_events(text: str) -> None:
+    """Refuse aliases and depth before anything is built: both could make much of little."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise _refused(event, "anchors and aliases are not allowed")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise _refused(event, f"nested more than {MAX_DEPTH} deep")
