@@ -57,8 +57,9 @@ class Bleu(evaluate.Metric):
         return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
 
     def _compute(self, predictions, references):
-        bleu = sacrebleu.corpus_bleu([text.strip() for text in predictions], [references])
-        return {"bleu": bleu.score, "chrf": sacrebleu.corpus_chrf(predictions, [references]).score}
+        texts = [text.strip() for text in predictions]
+        metrics = {"bleu": sacrebleu.corpus_bleu, "chrf": sacrebleu.corpus_chrf}
+        return {name: metric(texts, [references]).score for name, metric in metrics.items()}
 
 
 @pytest.mark.parametrize(("kind", "beams"), [("t5", 1), ("bart", 3)])
@@ -68,7 +69,7 @@ def test_generated_texts_as_the_evaluator_scores_them(tmp_path, kind, beams):
     rows = task.load_data(Data(dataset=write_split(tmp_path / "d", given, 0.5)))["validation"]
     pipe = variant_pipeline(save_tiny(tmp_path / "m", kind, task.auto_class), task, None)
     task.configure(pipe.model)
-    raw = predict(pipe, task, rows, batch_size=4)
+    raw = predict(pipe, task, rows)  # one by one, as the evaluator asks: padding may turn near ties of beams
     found = evaluate.evaluator("text2text-generation").compute(
         model_or_pipeline=pipe,
         data=Dataset.from_list(given[: len(rows)]),
