@@ -119,7 +119,7 @@ class Seq2Seq(Task):
         size, positions = decoder.vocab_size, getattr(decoder, "max_position_embeddings", None)
         if positions is not None and (asked := self.options.max_target_length) > positions:
             return (
-                f"options.max_target_length is {asked}, its decoder has {positions} positions; set it to at most these"
+                f"options.max_target_length is {asked}, its decoder has {positions} positions; lower it"
             )
         for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
             ids = getattr(config, name)
