@@ -10,13 +10,13 @@ import difflib
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nlp_distill.errors import ColumnMissing, DataEmpty, DataNotFound, DataUnreadable, HubUnreachable, TooFewRows
+from nlp_distill.errors import ColumnMissing, DataEmpty, DataNotFound, DataUnreadable, DataUnsafe, TooFewRows
+from nlp_distill.hub_data import FIX, load_hub_tables
 from nlp_distill.task import task_folders
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ SPLITS = {
 }
 """File stems → split names."""
 
+MAX_FILE = 4 << 30
+MAX_TABLE = 16 << 30
+"""Bytes in memory of a table whose file is compressed."""
+MAX_CELL = 1_000_000
+"""Bytes of one text."""
 INDEX_COLUMNS = ("idx", "id", "index")
 SELECTION = (0.05, 1000)
 EVALUATION = (0.2, 1000)
@@ -137,10 +142,28 @@ def read_table(path: Path) -> Dataset:
         raise DataUnreadable(source=path, format="a table", reason=f"unknown ending '{path.suffix}'")
     if path.stat().st_size == 0:
         raise DataEmpty(source=path)
+    if path.stat().st_size > MAX_FILE:
+        raise DataUnsafe(name=path, reason=f"it has more than {MAX_FILE >> 30} GiB", fix="Split it, or take a sample.")
     dataset = READERS[path.suffix](path)
     if len(dataset) == 0:
         raise DataEmpty(source=path)
+    _check_cells(path, dataset)
     return dataset
+
+
+def _check_cells(path: Path, dataset: Dataset) -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name, column in zip(dataset.column_names, dataset.data.columns, strict=True):
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            longest = pc.max(pc.binary_length(column)).as_py() or 0
+            if longest > MAX_CELL:
+                raise DataUnsafe(
+                    name=path,
+                    reason=f"column '{name}' has a text of {longest:,} bytes (at most {MAX_CELL:,})",
+                    fix="Cut such texts.",
+                )
 
 
 def _parquet(path: Path) -> Dataset:
@@ -148,11 +171,21 @@ def _parquet(path: Path) -> Dataset:
     import pyarrow.parquet as pq
     from datasets import Dataset
 
+    batches, size = [], 0
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        # Batch by batch: a small file may say one value a billion times.
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            for batch in file.iter_batches(batch_size=10_000):
+                batches.append(batch)
+                size += batch.nbytes
+                if size > MAX_TABLE:
+                    raise DataUnsafe(
+                        name=path, reason=f"it is a table of more than {MAX_TABLE >> 30} GiB", fix="Take a sample."
+                    )
+    except (pa.ArrowException, OSError) as error:
         raise DataUnreadable(source=path, format="Parquet", reason=str(error).split("\n")[0]) from error
-    return Dataset(table)
+    return Dataset(pa.Table.from_batches(batches, schema).combine_chunks())
 
 
 def _text(path: Path, name: str) -> str:
@@ -198,12 +231,19 @@ def _from_frame(frame: pd.DataFrame) -> Dataset:
 
 def _typed(values: list[str]) -> list[Any]:
     """Whole numbers or numbers where every value is one; else the text as it is."""
-    for kind in (int, float):
+    for kind in (_whole, float):
         try:
             return [kind(value) for value in values]
         except ValueError:
             continue
     return values
+
+
+def _whole(value: str) -> int:
+    number = int(value)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(value)
+    return number
 
 
 def _json_lines(path: Path) -> Dataset:
@@ -215,7 +255,7 @@ def _json_lines(path: Path) -> Dataset:
     if path.suffix == ".json" and text.lstrip().startswith("["):
         try:
             rows = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataUnreadable(source=path, format="JSON", reason=str(error)) from error
     else:
         for number, line in enumerate(text.split("\n"), 1):
@@ -223,7 +263,7 @@ def _json_lines(path: Path) -> Dataset:
                 continue
             try:
                 rows.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataUnreadable(source=path, format="JSON lines", reason=f"line {number}: {error}") from error
     odd = [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]
     if odd:
@@ -231,7 +271,7 @@ def _json_lines(path: Path) -> Dataset:
     names = list(dict.fromkeys(name for row in rows for name in row))
     try:
         return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, RecursionError) as error:
         raise DataUnreadable(source=path, format="JSON lines", reason=f"a column mixes types: {error}") from error
 
 
@@ -245,51 +285,12 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def _from_hub(spec: Data, name: str) -> DatasetDict:
-    from datasets import DatasetDict, load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from requests import RequestException
+    from datasets import DatasetDict
 
-    repository, config = (
-        ("nyu-mll/glue", name.removeprefix("glue/")) if name.startswith("glue/") else (name, spec.config)
-    )
-    fix = "To work offline set data.files to a local folder with train and validation files."
-    offline = "for data set data.files to a local folder"
-    # Offline mode reads the cache at once; without it, libraries would retry for minutes.
-    if not offline_mode() and not hub_reachable():
-        raise HubUnreachable(reference=name, reason=f"no connection; {offline}")
-    try:
-        loaded = load_dataset(repository, config, revision=spec.revision)
-    except DatasetNotFoundError as error:
-        raise DataNotFound(name=name, reason="the Hub has no such dataset, or it is private", fix=fix) from error
-    except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, RequestException) as error:
-        raise HubUnreachable(reference=name, reason=f"{type(error).__name__}; {offline}") from error
-    except ValueError as error:
-        raise DataNotFound(name=name, reason=str(error).split("\n")[0], fix="Set data.config.") from error
+    loaded = load_hub_tables(name, spec.config, spec.revision)
     if "train" not in loaded:
-        raise DataNotFound(name=name, reason=f"it has no split train (splits: {', '.join(loaded)})", fix=fix)
+        raise DataNotFound(name=name, reason=f"it has no split train (splits: {', '.join(loaded)})", fix=FIX)
     return DatasetDict({SPLITS.get(split, split): rows for split, rows in loaded.items()})
-
-
-def offline_mode() -> bool:
-    """Whether the user asked to stay offline."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-
-
-def hub_reachable(seconds: float = 3.0) -> bool:
-    """Whether the Hub answers at all: asked before libraries that would retry for minutes."""
-    import socket
-    from urllib.parse import urlsplit
-
-    if offline_mode():
-        return False
-    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        port = url.port or (80 if url.scheme == "http" else 443)
-        with socket.create_connection((url.hostname or "", port), timeout=seconds):
-            return True
-    except OSError:
-        return False
 
 
 def slices(datasets: DatasetDict, spec: Data) -> Slices:

@@ -91,6 +91,10 @@ class DataNotFound(DataError):
     """Data '{name}' was not found: {reason}. {fix}"""
 
 
+class DataUnsafe(DataError):
+    """Data '{name}' is not read: {reason}. {fix}"""
+
+
 class DataUnreadable(DataError):
     """{source}: cannot be read as {format} ({reason}); save it as UTF-8 CSV, TSV, JSON lines or Parquet."""
 

@@ -54,7 +54,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises `RecipeNotFound`, `RecipeUnreadable` or `RecipeInvalid`, which lists every problem.
     """
     path = find_recipe(name)
-    return parse_recipe(path.read_bytes(), str(path), overrides)
+    with path.open("rb") as stream:
+        # One byte more than is allowed says enough.
+        return parse_recipe(stream.read(MAX_BYTES + 1), str(path), overrides)
 
 
 def expand(raw: dict[str, Any]) -> dict[str, Any]:
@@ -109,9 +111,8 @@ def _read_yaml(text: bytes, source: str) -> tuple[dict[str, Any], yaml.Node | No
         raise RecipeUnreadable(source=source, reason=f"larger than {MAX_BYTES // 1024} KiB")
     try:
         content = text.decode("utf-8-sig")
-        for token in yaml.scan(content, Loader=yaml.SafeLoader):
-            if isinstance(token, yaml.AliasToken):
-                raise RecipeUnreadable(source=source, reason="anchors and aliases are not allowed")
+        if _has_alias(content):
+            raise RecipeUnreadable(source=source, reason="anchors and aliases are not allowed")
         root = yaml.compose(content, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(content)
     except UnicodeDecodeError as error:
@@ -121,9 +122,15 @@ def _read_yaml(text: bytes, source: str) -> tuple[dict[str, Any], yaml.Node | No
         where = f"line {mark.line + 1}: " if mark is not None else ""
         reason = getattr(error, "problem", None) or "not YAML"
         raise RecipeUnreadable(source=source, reason=where + str(reason)) from error
-    if not isinstance(raw, dict) or _depth(raw) > MAX_DEPTH:
+    if not isinstance(raw, dict):
         raise RecipeUnreadable(source=source, reason="it must be a mapping of settings")
+    if _depth(raw) > MAX_DEPTH:
+        raise RecipeUnreadable(source=source, reason=f"it is nested deeper than {MAX_DEPTH} levels")
     return raw, root
+
+
+def _has_alias(content: str) -> bool:
+    return any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content, Loader=yaml.SafeLoader))
 
 
 def _depth(value: Any) -> int:
@@ -147,10 +154,13 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
         return f"-o {override}: write it as key=value, for example -o distill.epochs=3"
     dotted, text = override.split("=", 1)
     try:
-        value = yaml.safe_load(text)
+        value = _number(text if _has_alias(text) else yaml.safe_load(text))
+        if _depth(value) > MAX_DEPTH:
+            return f"-o {dotted}: nested deeper than {MAX_DEPTH} levels"
     except (yaml.YAMLError, ValueError):
-        value = text
-    value = _number(value)
+        value = _number(text)
+    except RecursionError:
+        return f"-o {dotted}: nested deeper than {MAX_DEPTH} levels"
     *parents, last = _canonical(dotted)
     here: Any = raw
     for part in parents:

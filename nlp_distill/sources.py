@@ -64,7 +64,7 @@ HUB_ID = re.compile(r"(?!.*(\.\.|--))\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII
 REVISION = re.compile(r"(?!.*(\.\.|//))\w[\w./-]{0,127}", re.ASCII)
 CONVERSION = (
     "from transformers import AutoTokenizer as T, {kind} as M; "
-    "[k.{load}({source}).save_pretrained({target}) for k in (T, M)]"
+    "[k.from_pretrained({source}).save_pretrained({target}) for k in (T, M)]"
 )
 
 
@@ -195,7 +195,7 @@ def _pickle_only(reference: str, folder: Path, pickles: Iterable[str]) -> Pickle
     repository, _, revision = (str(folder), "", "") if local else reference.partition("@")
     source = f"{repository!r}, revision={revision!r}" if revision else repr(repository)
     target = repr(repository if local else repository.rpartition("/")[2])
-    code = CONVERSION.format(kind=kind, load="from_pretrained", source=source, target=target)
+    code = CONVERSION.format(kind=kind, source=source, target=target)
     return PickleOnly(reference=reference, files=", ".join(pickles), command=f"python -c {shlex.quote(code)}")
 
 
