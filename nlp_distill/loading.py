@@ -44,6 +44,9 @@ def load_config(folder: Path, **settings: Any) -> PretrainedConfig:
     kind = CONFIG_MAPPING[values["model_type"]]
     # transformers makes an attribute of every key; methods stay methods.
     values = {key: value for key, value in values.items() if not callable(getattr(kind, key, None))}
+    for name in ("dtype", "torch_dtype"):
+        # Everything is loaded in float32.
+        values.pop(name, None)
     with _sense(folder, "its config.json makes no sense"):
         config: PretrainedConfig = kind.from_dict({**values, **settings})
     return config

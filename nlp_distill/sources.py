@@ -189,7 +189,8 @@ def _pickle_only(reference: str, folder: Path, pickles: Iterable[str]) -> Pickle
     """The refusal, with a command for those who trust the file; nothing from the folder gets into it unchecked."""
     named: object = None
     if inside(folder, "config.json"):
-        named = (read_json(folder, "config.json").get("architectures") or [None])[0]
+        given = read_json(folder, "config.json").get("architectures")
+        named = given[0] if isinstance(given, list) and given else None
     kind = named if isinstance(named, str) and re.fullmatch(r"[A-Z]\w{0,80}", named, re.ASCII) else "AutoModel"
     local = Path(reference).expanduser().is_dir()
     repository, _, revision = (str(folder), "", "") if local else reference.partition("@")
