@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlp_distill.errors import DataNotFound, DataUnsafe, HubUnreachable
 from nlp_distill.sources import HUB_ID, REVISION
+from nlp_distill.yaml_limits import beyond_limits
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 BUILDERS = {"csv", "json", "parquet", "cache"}
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 CARDS = ("README.md", ".huggingface.yaml")
-MAX_CARD = 8 << 20
+MAX_CARD = 4 << 20
+MAX_DEPTH = 40
 FRONT = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---", re.DOTALL)
 ELSEWHERE = re.compile(r"://|::|^[/\\~]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")
 FIX = "To work offline set data.files to a local folder with train and validation files."
@@ -29,6 +31,8 @@ FIX = "To work offline set data.files to a local folder with train and validatio
 
 def load_hub_tables(name: str, config: str | None, revision: str | None) -> DatasetDict:
     """All splits of a dataset. Raises `DataNotFound`, `DataUnsafe`, `HubUnreachable`."""
+    repository, config = ("nyu-mll/glue", name.removeprefix("glue/")) if name.startswith("glue/") else (name, config)
+    check_names(name, repository, revision)
     from datasets import load_dataset_builder
     from datasets.exceptions import DatasetNotFoundError
     from huggingface_hub.errors import (
@@ -39,8 +43,6 @@ def load_hub_tables(name: str, config: str | None, revision: str | None) -> Data
     )
     from requests import RequestException
 
-    repository, config = ("nyu-mll/glue", name.removeprefix("glue/")) if name.startswith("glue/") else (name, config)
-    check_names(name, repository, revision)
     offline = "for data set data.files to a local folder"
     # Offline mode reads the cache at once; without it, libraries would retry for minutes.
     if not offline_mode() and not hub_reachable():
@@ -100,10 +102,13 @@ def check_card(name: str, file: Path) -> None:
     front = FRONT.match(text) if file.suffix == ".md" else None
     text = front.group(1) if front else text if file.suffix != ".md" else ""
     try:
-        card = yaml.safe_load(text)
+        refused = beyond_limits(text, MAX_DEPTH, aliases=True)
+        card = {} if refused else yaml.safe_load(text)
         texts = [*_texts((card or {}).get("configs"), set())]
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         raise DataUnsafe(name=name, reason=f"its {file.name} cannot be read", fix=FIX) from error
+    if refused:
+        raise DataUnsafe(name=name, reason=f"its {file.name} cannot be read: {refused}", fix=FIX)
     away = [value for value in texts if ELSEWHERE.search(value)]
     if away:
         raise DataUnsafe(name=name, reason=f"its {file.name} names {away[0]!r}, outside the repository", fix=FIX)

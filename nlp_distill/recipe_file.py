@@ -15,6 +15,7 @@ from nlp_distill.errors import RecipeInvalid, RecipeNotFound, RecipeUnreadable, 
 from nlp_distill.presets import PRESETS, phases_of
 from nlp_distill.recipe import Recipe
 from nlp_distill.task import task_folders
+from nlp_distill.yaml_limits import beyond_limits
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 20
@@ -111,8 +112,8 @@ def _read_yaml(text: bytes, source: str) -> tuple[dict[str, Any], yaml.Node | No
         raise RecipeUnreadable(source=source, reason=f"larger than {MAX_BYTES // 1024} KiB")
     try:
         content = text.decode("utf-8-sig")
-        if _has_alias(content):
-            raise RecipeUnreadable(source=source, reason="anchors and aliases are not allowed")
+        if refused := beyond_limits(content, MAX_DEPTH):
+            raise RecipeUnreadable(source=source, reason=refused)
         root = yaml.compose(content, Loader=yaml.SafeLoader)
         raw = yaml.safe_load(content)
     except UnicodeDecodeError as error:
@@ -124,18 +125,7 @@ def _read_yaml(text: bytes, source: str) -> tuple[dict[str, Any], yaml.Node | No
         raise RecipeUnreadable(source=source, reason=where + str(reason)) from error
     if not isinstance(raw, dict):
         raise RecipeUnreadable(source=source, reason="it must be a mapping of settings")
-    if _depth(raw) > MAX_DEPTH:
-        raise RecipeUnreadable(source=source, reason=f"it is nested deeper than {MAX_DEPTH} levels")
     return raw, root
-
-
-def _has_alias(content: str) -> bool:
-    return any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content, Loader=yaml.SafeLoader))
-
-
-def _depth(value: Any) -> int:
-    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max((_depth(child) for child in children), default=0)
 
 
 def _canonical(dotted: str) -> Path_:
@@ -154,13 +144,12 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
         return f"-o {override}: write it as key=value, for example -o distill.epochs=3"
     dotted, text = override.split("=", 1)
     try:
-        value = _number(text if _has_alias(text) else yaml.safe_load(text))
-        if _depth(value) > MAX_DEPTH:
-            return f"-o {dotted}: nested deeper than {MAX_DEPTH} levels"
+        if refused := beyond_limits(text, MAX_DEPTH):
+            return f"-o {dotted}: {refused}"
+        value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
-        value = _number(text)
-    except RecursionError:
-        return f"-o {dotted}: nested deeper than {MAX_DEPTH} levels"
+        value = text
+    value = _number(value)
     *parents, last = _canonical(dotted)
     here: Any = raw
     for part in parents:

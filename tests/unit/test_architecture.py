@@ -13,7 +13,7 @@ CORE = ROOT / "nlp_distill"
 
 TIERS = [
     {"errors"},
-    {"layers", "presets"},
+    {"layers", "presets", "yaml_limits"},
     {"recipe"},
     {"task", "rundir", "families", "vetting"},
     {"sources"},
