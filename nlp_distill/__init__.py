@@ -21,7 +21,7 @@ _HOMES = {
     "task_names": "task",
     "layer_map": "layers",
     "read_splits": "data",
-    "hub_reachable": "data",
+    "hub_reachable": "hub_data",
     "require_column": "data",
     "Options": "task",
     "RunDir": "rundir",
@@ -35,11 +35,11 @@ _HOMES = {
 __all__ = ["__version__", *sorted(_HOMES)]
 
 if TYPE_CHECKING:
-    from nlp_distill.data import hub_reachable as hub_reachable
     from nlp_distill.data import read_splits as read_splits
     from nlp_distill.data import require_column as require_column
     from nlp_distill.errors import NlpDistillError as NlpDistillError
     from nlp_distill.errors import UserError as UserError
+    from nlp_distill.hub_data import hub_reachable as hub_reachable
     from nlp_distill.layers import layer_map as layer_map
     from nlp_distill.objective import Objective as Objective
     from nlp_distill.prediction import load_pipeline as load_pipeline

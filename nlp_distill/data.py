@@ -22,11 +22,12 @@ from nlp_distill.errors import (
     DataEmpty,
     DataNotFound,
     DataUnreadable,
-    HubUnreachable,
+    DataUnsafe,
     SelectionTooLarge,
     SplitTwice,
     TooFewRows,
 )
+from nlp_distill.hub_data import FIX, load_hub_tables
 from nlp_distill.task import task_folders
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ SPLITS = {
 }
 """File stems → split names."""
 
+MAX_FILE = 4 << 30
+MAX_TABLE = 16 << 30
+"""Bytes in memory of a table whose file is compressed."""
+MAX_CELL = 1_000_000
+"""Bytes of one text."""
 INDEX_COLUMNS = ("idx", "id", "index")
 SELECTION = (0.05, 1000)
 EVALUATION = (0.2, 1000)
@@ -152,12 +158,32 @@ def read_table(path: Path) -> Dataset:
     if path.suffix not in READERS:
         raise DataUnreadable(source=path, format="a table", reason=f"unknown ending '{path.suffix}'")
     try:
-        dataset = READERS[path.suffix](path) if path.stat().st_size else []
+        size = path.stat().st_size
+        if size > MAX_FILE:
+            fix = "Split it, or take a sample."
+            raise DataUnsafe(name=path, reason=f"it has more than {MAX_FILE >> 30} GiB", fix=fix)
+        dataset = READERS[path.suffix](path) if size else []
     except OSError as error:
         raise DataUnreadable(source=path, format="a table", reason=error.strerror or error) from error
     if len(dataset) == 0:
         raise DataEmpty(source=path)
+    _check_cells(path, dataset)
     return dataset
+
+
+def _check_cells(path: Path, dataset: Dataset) -> None:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name, column in zip(dataset.column_names, dataset.data.columns, strict=True):
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            longest = pc.max(pc.binary_length(column)).as_py() or 0
+            if longest > MAX_CELL:
+                raise DataUnsafe(
+                    name=path,
+                    reason=f"column '{name}' has a text of {longest:,} bytes (at most {MAX_CELL:,})",
+                    fix="Cut such texts.",
+                )
 
 
 def _parquet(path: Path) -> Dataset:
@@ -165,8 +191,19 @@ def _parquet(path: Path) -> Dataset:
     import pyarrow.parquet as pq
     from datasets import Dataset
 
+    batches, size = [], 0
     try:
-        return Dataset(pq.read_table(path))
+        # Batch by batch: a small file may say one value a billion times.
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            for batch in file.iter_batches(batch_size=10_000):
+                batches.append(batch)
+                size += batch.nbytes
+                if size > MAX_TABLE:
+                    raise DataUnsafe(
+                        name=path, reason=f"it is a table of more than {MAX_TABLE >> 30} GiB", fix="Take a sample."
+                    )
+        return Dataset(pa.Table.from_batches(batches, schema).combine_chunks())
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataUnreadable(source=path, format="Parquet", reason=str(error).split("\n")[0]) from error
 
@@ -232,6 +269,13 @@ def _typed(values: list[str]) -> list[Any]:
     return values
 
 
+def _whole(value: str) -> int:
+    number = int(value)
+    if not -(1 << 63) <= number < 1 << 63:
+        raise ValueError(value)
+    return number
+
+
 def _json_lines(path: Path) -> Dataset:
     import pyarrow as pa
     from datasets import Dataset
@@ -261,6 +305,8 @@ def _json_lines(path: Path) -> Dataset:
         raise DataUnreadable(source=path, format="JSON lines", reason="a text in it is half a letter") from error
     except OverflowError as error:
         raise DataUnreadable(source=path, format="JSON lines", reason="a number is beyond 64 bits") from error
+    except RecursionError as error:
+        raise DataUnreadable(source=path, format="JSON lines", reason="it is nested too deeply") from error
     except pa.ArrowException as error:
         raise DataUnreadable(source=path, format="JSON lines", reason=f"a column mixes types: {error}") from error
 
@@ -275,51 +321,12 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 def _from_hub(spec: Data, name: str) -> DatasetDict:
-    from datasets import DatasetDict, load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    from requests import RequestException
+    from datasets import DatasetDict
 
-    repository, config = (
-        ("nyu-mll/glue", name.removeprefix("glue/")) if name.startswith("glue/") else (name, spec.config)
-    )
-    fix = "To work offline set data.files to a local folder with train and validation files."
-    offline = "for data set data.files to a local folder"
-    # Offline mode reads the cache at once; without it, libraries would retry for minutes.
-    if not offline_mode() and not hub_reachable():
-        raise HubUnreachable(reference=name, reason=f"no connection; {offline}")
-    try:
-        loaded = load_dataset(repository, config, revision=spec.revision)
-    except (DatasetNotFoundError, FileNotFoundError) as error:
-        raise DataNotFound(name=name, reason="the Hub has no such dataset, or it is private", fix=fix) from error
-    except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, RequestException) as error:
-        raise HubUnreachable(reference=name, reason=f"{type(error).__name__}; {offline}") from error
-    except ValueError as error:
-        raise DataNotFound(name=name, reason=str(error).split("\n")[0], fix="Set data.config.") from error
+    loaded = load_hub_tables(name, spec.config, spec.revision)
     if "train" not in loaded:
-        raise DataNotFound(name=name, reason=f"it has no split train (splits: {', '.join(loaded)})", fix=fix)
+        raise DataNotFound(name=name, reason=f"it has no split train (splits: {', '.join(loaded)})", fix=FIX)
     return DatasetDict({SPLITS.get(split, split): rows for split, rows in loaded.items()})
-
-
-def offline_mode() -> bool:
-    """Whether the user asked to stay offline."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-
-
-def hub_reachable(seconds: float = 3.0) -> bool:
-    """Whether the Hub answers at all: asked before libraries that would retry for minutes."""
-    import socket
-    from urllib.parse import urlsplit
-
-    if offline_mode():
-        return False
-    url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    try:
-        port = url.port or (80 if url.scheme == "http" else 443)
-        with socket.create_connection((url.hostname or "", port), timeout=seconds):
-            return True
-    except OSError:
-        return False
 
 
 def slices(datasets: DatasetDict, spec: Data) -> Slices:

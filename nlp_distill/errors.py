@@ -109,6 +109,10 @@ class DataNotFound(DataError):
     """Data '{name}' was not found: {reason}. {fix}"""
 
 
+class DataUnsafe(DataError):
+    """Data '{name}' is not read: {reason}. {fix}"""
+
+
 class DataUnreadable(DataError):
     """{source}: cannot be read as {format} ({reason}); save it as UTF-8 CSV, TSV, JSON lines or Parquet."""
 
@@ -200,8 +204,12 @@ class HubUnreachable(ModelError):
     """'{reference}' is not on this machine and the Hugging Face Hub cannot be reached ({reason}). To work offline give a local folder or `package:NAME/path`, or fill the cache once while online and set HF_HUB_OFFLINE=1."""
 
 
+class ModelUnsafe(ModelError):
+    """Model '{reference}' is not loaded: {reason}. {fix}"""
+
+
 class PickleOnly(ModelError):
-    """Model '{reference}' has only pickle weights ({files}), which can run code when loaded; convert them to safetensors where you trust them, or choose a revision that has model.safetensors."""
+    """Model '{reference}' has only pickle weights ({files}), which can run code when loaded; choose a revision that has model.safetensors, or convert them once where you trust them: `{command}`."""
 
 
 class WeightsChanged(ModelError):

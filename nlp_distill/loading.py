@@ -1,12 +1,11 @@
 """The one door through which models and tokenizers enter.
 
-Weights are safetensors only, no code of a model's repository is ever run, and configs lose every key that
-could make a library load code before transformers sees them. Importing this module loads no heavy library.
+Weights are safetensors only, no code of a model's repository is ever run, and libraries see a clean copy of the
+folder (`vetting`), never the folder itself. Importing this module loads no heavy library.
 """
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,13 @@ from nlp_distill.errors import (
     ConfigInvalid,
     MissingExtra,
     ModelNotFound,
+    ModelUnsafe,
     TokenizerSlow,
     UnknownFamily,
 )
-from nlp_distill.families import known_model_types
+from nlp_distill.families import COMPOSED, known_model_types
 from nlp_distill.sources import TOKENIZER_FILES
+from nlp_distill.vetting import check_folder, check_weights, clean_copy, inside, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,54 +29,18 @@ if TYPE_CHECKING:
 
 
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "mpnet")
-UNREADABLE = (AttributeError, ImportError, LookupError, OSError, TypeError, ValueError)
-"""What libraries raise over files that are not what they should be."""
 NO_LIMIT = 1024
 """Tokens kept of an input where neither the user nor the model says how many."""
-UNSAFE_KEYS = ("auto_map", "custom_pipelines", "trust_remote_code", "_commit_hash", "_name_or_path")
-
-
-def _unsafe(key: str) -> bool:
-    return (
-        key in UNSAFE_KEYS
-        or key.startswith("_attn_implementation")
-        or key == "attn_implementation"
-        or key.endswith("_internal")
-        or "kernel" in key
-    )
-
-
-def scrub(value: Any) -> Any:
-    """A config without the keys that could name code, at any depth."""
-    if isinstance(value, dict):
-        return {key: scrub(child) for key, child in value.items() if not _unsafe(key)}
-    if isinstance(value, list):
-        return [scrub(child) for child in value]
-    return value
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json`, scrubbed. Raises `ModelNotFound` when it is not JSON."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelNotFound(
-            reference=str(folder), reason="its config.json cannot be read", fix="Check the folder."
-        ) from error
-    if not isinstance(config, dict):
-        raise ModelNotFound(reference=str(folder), reason="its config.json is not an object", fix="Check the folder.")
-    cleaned: dict[str, Any] = scrub(config)
-    return cleaned
+NEW_PARTS = 50_000_000
+"""Parameters that a model may have beyond twice what its weights hold: new heads, cross attention."""
 
 
 def load_config(folder: Path, **settings: Any) -> PretrainedConfig:
-    """A model's config with `settings` on top. Raises `UnknownFamily`."""
+    """A model's config with `settings` on top. Raises `ModelNotFound`, `ModelUnsafe`, `UnknownFamily`."""
     from transformers import CONFIG_MAPPING
 
-    values = read_config(folder)
-    model_type = values.get("model_type")
-    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise UnknownFamily(reference=str(folder), model_type=model_type, known=", ".join(known_model_types()))
+    values = read_settings(folder, "config.json")
+    _check_family(folder, values)
     # Of names and a number transformers believes the names; both always come from the same side here.
     if "id2label" in settings:
         settings.pop("num_labels", None)
@@ -83,11 +48,42 @@ def load_config(folder: Path, **settings: Any) -> PretrainedConfig:
     elif "num_labels" in settings and settings["num_labels"] != len(values.get("id2label") or ()):
         values.pop("id2label", None)
         values.pop("label2id", None)
+    kind = CONFIG_MAPPING[values["model_type"]]
+    # transformers makes an attribute of every key; methods stay methods.
+    values = {key: value for key, value in values.items() if not callable(getattr(kind, key, None))}
+    for name in ("dtype", "torch_dtype"):
+        # Everything is loaded in float32.
+        values.pop(name, None)
     try:
-        config: PretrainedConfig = CONFIG_MAPPING[model_type].from_dict({**values, **settings})
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        config: PretrainedConfig = kind.from_dict({**values, **settings})
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigInvalid(reference=str(folder), reason=f"{type(error).__name__}: {error}") from error
     return config
+
+
+def _check_family(folder: Path, values: dict[str, Any]) -> None:
+    """Only architectures that we know, with weights that are numbers as they are."""
+    model_type = values.get("model_type")
+    parts = [values.get(part) for part in ("encoder", "decoder")] if model_type in COMPOSED else []
+    for kind in (model_type, *(part.get("model_type") if isinstance(part, dict) else None for part in parts)):
+        if kind not in known_model_types():
+            raise UnknownFamily(reference=str(folder), model_type=kind, known=", ".join(known_model_types()))
+    if values.get("quantization_config") is not None:
+        raise ModelUnsafe(
+            reference=folder, reason="its weights are quantized already", fix="Choose the model that it was made from."
+        )
+
+
+@contextmanager
+def _sense(folder: Path, reason: str) -> Iterator[None]:
+    """Libraries fail in many ways on files that make no sense; we say which folder it was."""
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        told = str(error).split("\n")[0]
+        if "memory" in told:
+            raise
+        raise ModelNotFound(reference=folder, reason=f"{reason} ({told})", fix="Get the files anew.") from error
 
 
 @contextmanager
@@ -120,7 +116,6 @@ def load_model(folder: Path, auto_class: str, seed: int = 0, **config_settings: 
     """
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     config = load_config(folder, **config_settings)
     if (folder / "adapter_config.json").is_file():
@@ -130,10 +125,11 @@ def load_model(folder: Path, auto_class: str, seed: int = 0, **config_settings: 
             fix="Merge the adapter into its base first.",
         )
     model: PreTrainedModel
-    try:
+    with clean_copy(folder, weights=True) as clean, _sense(folder, "config.json and weights do not go together"):
+        _check_size(folder, config, auto_class)
         with _seeded(seed), _quiet():
             model, found = getattr(transformers, auto_class).from_pretrained(
-                folder,
+                clean,
                 config=config,
                 torch_dtype=torch.float32,
                 use_safetensors=True,
@@ -142,15 +138,22 @@ def load_model(folder: Path, auto_class: str, seed: int = 0, **config_settings: 
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-    except (OSError, SafetensorError) as error:
-        raise ModelNotFound(
-            reference=str(folder),
-            reason=f"its weights cannot be read ({error})",
-            fix="Get the files anew; one of them may be cut short.",
-        ) from error
+    model.config._name_or_path = str(folder)
     _check_complete(folder, model, found["missing_keys"])
     _check_fit(folder, model, found["mismatched_keys"], new_labels={"num_labels", "id2label"} & {*config_settings})
     return model.eval()
+
+
+def _check_size(folder: Path, config: PretrainedConfig, auto_class: str) -> None:
+    """Refuse, before memory is taken, a config that asks for far more than the weights hold. Raises `ModelUnsafe`."""
+    stored = check_weights(folder)
+    asked = shape_of(config, auto_class)[0]
+    if asked > 2 * stored + NEW_PARTS:
+        raise ModelUnsafe(
+            reference=folder,
+            reason=f"its config.json asks for {asked:,} parameters and its weights hold {stored:,}",
+            fix="Get the files anew.",
+        )
 
 
 def _check_complete(folder: Path, model: PreTrainedModel, missing: Iterable[str]) -> None:
@@ -215,11 +218,13 @@ def warm_start(folder: Path, seed: int) -> PreTrainedModel:
     from transformers import AutoModel, AutoModelForCausalLM, EncoderDecoderModel
 
     common: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "trust_remote_code": False}
-    with _seeded(seed), _quiet():
-        encoder = AutoModel.from_pretrained(folder, config=load_config(folder), **common)
-        config = load_config(folder, is_decoder=True, add_cross_attention=True)
-        decoder = AutoModelForCausalLM.from_pretrained(folder, config=config, **common)
-        model: PreTrainedModel = EncoderDecoderModel(encoder=encoder, decoder=decoder)
+    config = load_config(folder, is_decoder=True, add_cross_attention=True)
+    with clean_copy(folder, weights=True) as clean, _sense(folder, "config.json and weights do not go together"):
+        _check_size(folder, config, "AutoModelForCausalLM")
+        with _seeded(seed), _quiet():
+            encoder = AutoModel.from_pretrained(clean, config=load_config(folder), **common)
+            decoder = AutoModelForCausalLM.from_pretrained(clean, config=config, **common)
+            model: PreTrainedModel = EncoderDecoderModel(encoder=encoder, decoder=decoder)
     return model.float().eval()
 
 
@@ -229,7 +234,13 @@ def has_head(folder: Path, auto_class: str) -> bool:
 
     config = load_config(folder)
     built = getattr(transformers, auto_class)._model_mapping.get(type(config), None)
-    return built is not None and built.__name__ in (read_config(folder).get("architectures") or [])
+    return built is not None and built.__name__ in architectures(folder)
+
+
+def architectures(folder: Path) -> list[str]:
+    """Classes that a folder's weights were saved by, as it says."""
+    named = read_settings(folder, "config.json").get("architectures")
+    return [str(name) for name in named] if isinstance(named, list) else []
 
 
 def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTokenizerFast:
@@ -239,18 +250,18 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
     config = load_config(folder)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelNotFound(reference=str(folder), reason="it has no tokenizer", fix="Add its tokenizer.json.")
-    try:
-        with _quiet():
+    with clean_copy(folder, tokenizer=True) as clean, _sense(folder, "its tokenizer cannot be read"), _quiet():
+        try:
             tokenizer = AutoTokenizer.from_pretrained(
-                folder, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
+                clean, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
             )
-    except Exception as error:
-        # tokenizers raises plain `Exception`s; ours and Python's own pass.
-        if type(error) is not Exception and not isinstance(error, UNREADABLE):
-            raise
-        raise ModelNotFound(
-            reference=str(folder), reason=f"its tokenizer cannot be read ({error})", fix="Get the files anew."
-        ) from error
+        except Exception as error:
+            # The tokenizers library raises nothing more precise.
+            raise ValueError(error) from error
+    tokenizer.name_or_path = str(folder)
+    if vocabulary := getattr(tokenizer, "vocab_file", None):
+        # A SentencePiece model, which is saved by copying its file.
+        tokenizer.vocab_file = str(folder / Path(vocabulary).name)
     if not tokenizer.is_fast:
         raise TokenizerSlow(reference=str(folder))
     tokenizer.backend_tokenizer.no_truncation()
@@ -314,28 +325,23 @@ def load_ort(folder: Path, auto_class: str, precision: str, threads: int | None 
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+    check_folder(folder)
+    for file in (folder / "onnx").iterdir():
+        inside(folder, f"onnx/{file.name}")
     config, files = load_config(folder), onnx_files(folder, precision)
     kind = getattr(optimum_ort, auto_class.replace("AutoModel", "ORTModel"))
+    # Optimum's own loading would read the folder's other files, and a merged decoder twice.
     with _graphs(folder, files):
-        if "decoder_file_name" not in files:
-            return kind.from_pretrained(
-                folder,
-                subfolder="onnx",
-                config=config,
-                session_options=options,
-                provider="CPUExecutionProvider",
-                local_files_only=True,
-                trust_remote_code=False,
-                **files,
-            )
-        # Told a decoder's name, Optimum 2.1 also wants a second decoder, and would load a merged one twice.
-        encoder, decoder = (
+        sessions = [
             onnxruntime.InferenceSession(folder / "onnx" / name, options, ["CPUExecutionProvider"])
             for name in files.values()
-        )
+        ]
+    if "decoder_file_name" not in files:
+        return kind(config=config, session=sessions[0])
     generation = load_generation(folder)
     generation.use_cache = config.use_cache = "merged" in files["decoder_file_name"]
     config.is_encoder_decoder = True
+    encoder, decoder = sessions
     return kind(config=config, encoder_session=encoder, decoder_session=decoder, generation_config=generation)
 
 
@@ -356,13 +362,12 @@ def load_generation(folder: Path) -> Any:
     """How a model generates, from `generation_config.json`, else its config; scrubbed."""
     from transformers import GenerationConfig
 
-    file = folder / "generation_config.json"
-    if not file.is_file():
+    if not inside(folder, "generation_config.json"):
         return GenerationConfig.from_model_config(load_config(folder))
+    settings = read_settings(folder, "generation_config.json")
     try:
-        settings = scrub(json.loads(file.read_text(encoding="utf-8")))
         # It stands for itself now: transformers must not compare it with the model's config again.
         return GenerationConfig.from_dict({**settings, "_from_model_config": False})
-    except (TypeError, ValueError) as error:
-        reason = f"its {file.name} cannot be used ({error})"
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = f"its generation_config.json cannot be used ({error})"
         raise ModelNotFound(reference=str(folder), reason=reason, fix="Correct or remove it.") from error

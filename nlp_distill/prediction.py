@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlp_distill.errors import ModelFolderNotFound, ModelHasNoTask, RunFolderDamaged, VariantUnknown
-from nlp_distill.loading import has_head, load_model, load_ort, load_tokenizer, onnx_files, read_config
+from nlp_distill.loading import architectures, has_head, load_model, load_ort, load_tokenizer, onnx_files
 from nlp_distill.rundir import RunDir, read_json
 from nlp_distill.sources import resolve
 from nlp_distill.task import Task, load_task, task_names
@@ -76,11 +76,11 @@ def task_of(folder: Path) -> Task:
             raise RunFolderDamaged(file=said, reason="its task has no name")
         if made["name"] in task_names():
             return load_task(made["name"], made.get("options"))
-    architecture = (read_config(folder).get("architectures") or [""])[0]
     for task in map(load_task, task_names()):
         if has_head(folder, task.auto_class):
             return task
-    raise ModelHasNoTask(folder=folder, architecture=architecture or "unnamed", known=", ".join(task_names()))
+    named = ", ".join(architectures(folder)) or "unnamed"
+    raise ModelHasNoTask(folder=folder, architecture=named, known=", ".join(task_names()))
 
 
 def variant_pipeline(folder: Path, task: Task, precision: str | None, threads: int | None = None) -> Any:

@@ -12,9 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from nlp_distill.settings import Number as Number
-from nlp_distill.settings import NumberOrNone, Settings, WholeOrNone
-from nlp_distill.settings import Whole as Whole
+from nlp_distill.settings import Number, NumberOrNone, Settings, Whole, WholeOrNone
 
 LayerPolicy = Literal["alternate", "first", "last", "first_last", "distilbert"]
 LayerMap = LayerPolicy | list[Annotated[int, Field(ge=0)]]
@@ -355,8 +353,7 @@ class Recipe(Settings):
     seed: Whole = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
     max_length: Whole = Field(128, ge=4, le=8192, description="Tokens kept of an input, special tokens counted.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto",
-        description="Arithmetic of the matrix products; `auto`: bf16 where a short probe says that it is faster.",
+        "auto", description="Arithmetic of the matrix products; `auto`: bf16 where a probe says that it is faster."
     )
     determinism: Literal["auto", "strict", "fast"] = Field(
         "auto", description="`strict`: the same bits each time; `fast`: not on a GPU. `auto`: strict on a CPU."

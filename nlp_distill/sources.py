@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
+import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from nlp_distill.errors import HubUnreachable, ModelNotFound, PickleOnly, WeightsChanged
 from nlp_distill.rundir import sha256_file
+from nlp_distill.vetting import check_folder, inside, read_json
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,18 @@ HUB_FILES = [
     "generation_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
-    "tokenizer*",
-    "vocab*",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
-    "*.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "spm.model",
+    "*.spm",
 ]
 HUB_EXPORTS = [
     f"onnx/{part}{suffix}.onnx"
@@ -51,7 +60,13 @@ HUB_EXPORTS = [
     for suffix in ("", "_quantized")
 ]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".pickle", ".joblib")
+HUB_ID = re.compile(r"(?!.*(\.\.|--))\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
+REVISION = re.compile(r"(?!.*(\.\.|//))\w[\w./-]{0,127}", re.ASCII)
+CONVERSION = (
+    "from transformers import AutoTokenizer as T, {kind} as M; "
+    "[k.from_pretrained({source}).save_pretrained({target}) for k in (T, M)]"
+)
 
 
 @dataclass(frozen=True)
@@ -115,11 +130,22 @@ def _packaged(reference: str) -> Source:
     return source
 
 
+def hub_id(reference: str) -> tuple[str, str | None]:
+    """`org/name` or `org/name@revision`, never a URL or a path. Raises `ModelNotFound`."""
+    repository, at, revision = reference.partition("@")
+    if not HUB_ID.fullmatch(repository) or (at and not REVISION.fullmatch(revision)):
+        raise ModelNotFound(
+            reference=reference,
+            reason="it is neither a folder here nor a Hub id",
+            fix="Hub ids look like org/name or org/name@revision.",
+        )
+    return repository, revision or None
+
+
 def _from_hub(reference: str, exports: bool) -> Source:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
-        HFValidationError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -128,15 +154,9 @@ def _from_hub(reference: str, exports: bool) -> Source:
     from requests import ConnectionError as RequestsConnectionError
     from requests import Timeout
 
-    repository, _, revision = reference.partition("@")
+    repository, revision = hub_id(reference)
     try:
-        folder = _download(reference, repository, revision or None, exports)
-    except HFValidationError as error:
-        raise ModelNotFound(
-            reference=reference,
-            reason="it is neither a folder here nor a Hub id",
-            fix="Hub ids look like org/name.",
-        ) from error
+        folder = _download(reference, repository, revision, exports)
     except GatedRepoError as error:
         raise ModelNotFound(
             reference=reference, reason="it is gated", fix="Accept its terms on the Hub and set HF_TOKEN."
@@ -164,27 +184,29 @@ def _download(reference: str, repository: str, revision: str | None, exports: bo
         siblings = HfApi().model_info(repository, revision=folder.name).siblings or []
         pickles = [file.rfilename for file in siblings if file.rfilename.endswith(PICKLES)]
         if pickles:
-            raise PickleOnly(reference=reference, files=", ".join(pickles))
+            raise _pickle_only(reference, folder, pickles)
     return folder
+
+
+def _pickle_only(reference: str, folder: Path, pickles: Iterable[str]) -> PickleOnly:
+    """The refusal, with a command for those who trust the file; nothing from the folder gets into it unchecked."""
+    named: object = None
+    if inside(folder, "config.json"):
+        given = read_json(folder, "config.json").get("architectures")
+        named = given[0] if isinstance(given, list) and given else None
+    kind = named if isinstance(named, str) and re.fullmatch(r"[A-Z]\w{0,80}", named, re.ASCII) else "AutoModel"
+    local = Path(reference).expanduser().is_dir()
+    repository, _, revision = (str(folder), "", "") if local else reference.partition("@")
+    source = f"{repository!r}, revision={revision!r}" if revision else repr(repository)
+    target = repr(repository if local else repository.rpartition("/")[2])
+    code = CONVERSION.format(kind=kind, source=source, target=target)
+    return PickleOnly(reference=reference, files=", ".join(pickles), command=f"python -c {shlex.quote(code)}")
 
 
 def _reason(error: Exception) -> str:
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     return "offline mode is on" if HF_HUB_OFFLINE else type(error).__name__
-
-
-def _check_header(reference: str, file: Path) -> None:
-    """Refuse weights that are cut off, or are none; only their header is read."""
-    try:
-        with safe_open(file, framework="np"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise ModelNotFound(
-            reference=reference,
-            reason=f"its weights in {file.name} cannot be read ({error})",
-            fix="Get the files anew; one of them may be cut short.",
-        ) from error
 
 
 def _checked(reference: str, folder: Path, name: str, revision: str | None) -> Source:
@@ -199,10 +221,9 @@ def _checked(reference: str, folder: Path, name: str, revision: str | None) -> S
     if not weights:
         pickles = [file.name for file in sorted(folder.iterdir()) if file.suffix in PICKLES]
         if pickles:
-            raise PickleOnly(reference=reference, files=", ".join(pickles))
+            raise _pickle_only(reference, folder, pickles)
         raise ModelNotFound(reference=reference, reason=f"{folder} has no model.safetensors", fix="Check the path.")
-    for file in weights:
-        _check_header(reference, file)
+    check_folder(folder)
     sums = [sha256_file(file) for file in weights]
     sha256 = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
     return Source(reference, folder, name, revision, sha256)

@@ -8,6 +8,13 @@ from typing import Any
 import yaml
 
 MAX_DEPTH = 20
+OPENS = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+CLOSES = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 class _Loader(yaml.SafeLoader):
@@ -35,7 +42,7 @@ _Loader.add_constructor("tag:yaml.org,2002:binary", yaml.SafeLoader.construct_un
 
 
 def _refused(place: Any, problem: str) -> yaml.MarkedYAMLError:
-    """`place`: a node or an event."""
+    """`place`: a node or a token."""
     return yaml.MarkedYAMLError(problem=problem, problem_mark=place.start_mark)
 
 
@@ -43,7 +50,7 @@ def read(text: str) -> tuple[Any, yaml.Node | None]:
     """The value and its nodes, which know their lines. Raises `ValueError` with the reason, its line first."""
     loader = None
     try:
-        _check_events(text)
+        check_limits(text)
         loader = _Loader(text)
         root = loader.get_single_node()
         return (None if root is None else loader.construct_document(root)), root  # type: ignore[no-untyped-call]
@@ -58,12 +65,15 @@ def read(text: str) -> tuple[Any, yaml.Node | None]:
             loader.dispose()  # type: ignore[no-untyped-call]
 
 
-def _check_events(text: str) -> None:
-    """Refuse aliases and depth before anything is built: both could make much of little."""
+def check_limits(text: str, aliases: bool = False) -> None:
+    """Refuse aliases and depth before anything is built: both make much of little. Raises `yaml.YAMLError`.
+
+    Token by token, as a parser takes minutes over fifty thousand brackets.
+    """
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise _refused(event, "anchors and aliases are not allowed")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AliasToken | yaml.AnchorToken) and not aliases:
+            raise _refused(token, "anchors and aliases are not allowed")
+        depth += isinstance(token, OPENS) - isinstance(token, CLOSES)
         if depth > MAX_DEPTH:
-            raise _refused(event, f"nested more than {MAX_DEPTH} deep")
+            raise _refused(token, f"nested more than {MAX_DEPTH} deep")

@@ -17,6 +17,7 @@ from nlp_distill.errors import MissingExtra, NotExportable
 from nlp_distill.loading import load_config
 from nlp_distill.recipe import Export
 from nlp_distill.sources import Source
+from nlp_distill.vetting import clean_copy
 
 WITHOUT_PAST = ("encoder-decoder",)
 """Types whose decoder Optimum exports wrongly, or not at all, with its past."""
@@ -74,8 +75,8 @@ def export_fp32(model: Path, pipeline_task: str, folder: Path) -> None:
     from optimum.exporters.onnx import main_export
 
     task = export_task(load_config(model).model_type, pipeline_task)
-    with tempfile.TemporaryDirectory() as scratch, _quiet():
-        main_export(str(model), output=scratch, task=task, do_validation=False, local_files_only=True)
+    with clean_copy(model, weights=True, tokenizer=True) as clean, tempfile.TemporaryDirectory() as scratch, _quiet():
+        main_export(str(clean), output=scratch, task=task, do_validation=False, local_files_only=True)
         written = {file.name for file in Path(scratch).glob("*.onnx*")}
         if "decoder_model_merged.onnx" in written:
             # The merged decoder holds both of the others.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from nlp_distill import sources
-from nlp_distill.errors import MissingExtra, ModelNotFound, PickleOnly, UnknownFamily, WeightsChanged
+from nlp_distill.errors import MissingExtra, ModelNotFound, ModelUnsafe, PickleOnly, UnknownFamily, WeightsChanged
 from nlp_distill.loading import (
     has_head,
     load_config,
@@ -21,10 +22,10 @@ from nlp_distill.loading import (
     load_tokenizer,
     new_model,
     save_model,
-    scrub,
 )
-from nlp_distill.sources import resolve
+from nlp_distill.sources import hub_id, resolve
 from nlp_distill.testing import save_tiny, tiny_config
+from nlp_distill.vetting import scrub
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 NEW_LABELS = {"num_labels": 2, "id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
@@ -135,14 +136,89 @@ def test_configs_lose_what_could_name_code():
     assert scrub(dirty) == {"model_type": "bert", "encoder": {"layers": [{"width": 1}]}}
 
 
-def test_code_beside_the_weights_is_never_run(folder):
-    mark = folder / "ran"
-    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\n")
+def test_what_could_name_code_is_not_seen_by_libraries(folder):
     edit(folder / "config.json", auto_map={"AutoConfig": "evil.C", CLASSIFIER: "evil.M"}, _attn_implementation="a/b")
-    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]})
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", None]}, chat_template="{{ 1 }}")
     assert type(load_model(folder, CLASSIFIER)).__name__ == "BertForSequenceClassification"
-    assert load_tokenizer(folder).is_fast
-    assert not mark.exists()
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.is_fast and tokenizer.chat_template is None and "auto_map" not in tokenizer.init_kwargs
+
+
+@pytest.mark.parametrize("place", ["evil.py", "custom_generate/generate.py"])
+def test_a_folder_with_code_is_refused(folder, place):
+    (folder / place).parent.mkdir(exist_ok=True)
+    (folder / place).write_text("")
+    for load in (lambda: resolve(str(folder)), lambda: load_model(folder, CLASSIFIER), lambda: load_tokenizer(folder)):
+        with pytest.raises(ModelUnsafe, match="holds code"):
+            load()
+
+
+def test_the_refusal_of_pickles_gives_a_command_that_converts_them(folder, tmp_path):
+    """And one that a shell reads as one command, whatever the folder is called."""
+    odd = tmp_path / "it's; $(touch ran) `touch ran`"
+    model = load_model(folder, CLASSIFIER)
+    folder.rename(odd)
+    torch.save(model.state_dict(), odd / "pytorch_model.bin")
+    (odd / "model.safetensors").unlink()
+    with pytest.raises(PickleOnly) as refused:
+        resolve(str(odd))
+    command = str(refused.value.fields["command"])
+    assert shlex.split(command)[:2] == ["python", "-c"] and "BertForSequenceClassification" in command
+    subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, capture_output=True, cwd=tmp_path)
+    again = load_model(odd, CLASSIFIER)
+    assert torch.equal(again.classifier.weight, model.classifier.weight)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["A'); import os; os.system('touch ran'); ('", "$(touch ran)", 3, ["x"], "os.system"])
+def test_an_odd_class_name_does_not_get_into_that_command(folder, name):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    edit(folder / "config.json", architectures=[name])
+    with pytest.raises(PickleOnly) as refused:
+        resolve(str(folder))
+    assert "AutoModel as M" in str(refused.value) and "touch" not in str(refused.value)
+
+
+BAD_IDS = [
+    *(
+        "https://evil.example/model",
+        "http://127.0.0.1:1/x",
+        "file:///etc",
+        "s3://bucket/x",
+        "hf://org/name",
+        "org//name",
+    ),
+    *("a/b/c", "../x", "org/..", "org/../name", "..", "-x/y", "org/-x", ".x/y", "org/na me", "org/name\n", "org\\name"),
+    *("org/name@", "org/name@../../x", "org/name@a//b", "org/name@/etc/x", "org/name@-x", "org/näme", "x" * 97, ""),
+    *("org%2fname", "org/name?x=1", "org/name#x", "user:secret@host/x", "//host/share", "org/name\0", "zip://a::b"),
+    *("C:\\models\\x", "org/na--me", "org/name@a..b", "models--org--name", "org/name@re v", "$(id)/x", "a/b@c@d"),
+]
+
+
+@pytest.mark.parametrize("reference", BAD_IDS)
+def test_what_is_no_hub_id_is_not_asked_of_the_hub(reference):
+    with pytest.raises(ModelNotFound, match="neither a folder here nor a Hub id"):
+        hub_id(reference)
+
+
+def test_hub_ids():
+    assert hub_id("bert-base_uncased.v1") == ("bert-base_uncased.v1", None)
+    assert hub_id("org/name@refs/pr/1") == ("org/name", "refs/pr/1")
+
+
+def test_shards_load_and_their_index_must_be_true(folder, tmp_path):
+    model = load_model(folder, CLASSIFIER)
+    model.save_pretrained(folder, max_shard_size="20KB")
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    assert len([*folder.glob("model-*.safetensors")]) > 1
+    again = load_model(folder, CLASSIFIER)
+    assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    first, *_ = index["weight_map"]
+    index["weight_map"]["absent"] = index["weight_map"].pop(first)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelNotFound, match="not as"):
+        load_model(folder, CLASSIFIER)
 
 
 def test_an_adapter_does_not_redirect_to_another_base(folder, tmp_path):
@@ -287,7 +363,7 @@ COMMIT = "c" * 40
 ASK = """
 import sys
 from nlp_distill.errors import ModelError
-from nlp_distill.sources import resolve
+from nlp_distill.sources import hub_id, resolve
 try:
     source = resolve(sys.argv[1])
     print("Source", source.name, source.revision)

@@ -21,7 +21,7 @@ from nlp_distill.task import Batch
 from nlp_distill_tasks.classification.columns import Columns, guess
 from nlp_distill_tasks.classification.glue import TASKS, Glue
 from nlp_distill_tasks.classification.labels import Labels, settle, targets
-from nlp_distill_tasks.classification.metrics import METRICS, hub_metric
+from nlp_distill_tasks.classification.metrics import METRICS
 
 OWN_METRICS = {
     "single_label": ("accuracy", "f1_macro"),
@@ -70,7 +70,6 @@ class Classification(Task):
         self.label_names = self.labels.names
         self.metrics = self.glue.metrics if self.glue else OWN_METRICS[self.labels.problem]
         self.primary_metric = self.metrics[0]
-        self.hub = hub_metric(spec.dataset.removeprefix("glue/")) if self.glue and spec.dataset else None
         kept = {name: rows for name, rows in raw.items() if name in ("train", "validation")}
         if "validation" not in raw and "test" in raw and not _unlabelled(raw["test"], self.used.label):
             kept["test"] = raw["test"]
@@ -173,13 +172,8 @@ class Classification(Task):
         return forms[self.labels.problem]
 
     def score(self, raw: NDArray[Any], dataset: Dataset) -> dict[str, float]:
-        """The task's metrics, the primary one first; GLUE's by `evaluate`'s own metric where the Hub has answered."""
-        statistics = self.statistics(raw, dataset)
-        scores = self.score_statistics(statistics)
-        if self.hub is not None and statistics["matched"].all():
-            theirs = self.hub.compute(predictions=self._predictions(raw), references=statistics["target"])
-            scores = {name: 100.0 * float(theirs[name]) for name in scores}
-        return scores
+        """The task's metrics, the primary one first."""
+        return self.score_statistics(self.statistics(raw, dataset))
 
     def statistics(self, raw: NDArray[Any], dataset: Dataset) -> dict[str, NDArray[Any]]:
         """Predictions, targets, and MNLI's part of each row."""
@@ -244,11 +238,10 @@ class Classification(Task):
         pair = f" and '{self.used.text_pair}'" if self.used.text_pair else ""
         shown = ", ".join(self.label_names[:6]) + (" …" if len(self.label_names) > 6 else "")
         whose = "GLUE's definition" if self.glue else "ours"
-        by = "evaluate's glue metric from the Hub" if self.hub else "scikit-learn, scipy and numpy"
         return {
             "columns": f"text in '{self.used.text}'{pair}, label in '{self.used.label}'",
             "labels": f"{self.labels.problem.replace('_', ' ')}, {len(self.label_names)}: {shown}",
-            "metrics": f"{', '.join(self.metrics)} ({whose}, computed by {by})",
+            "metrics": f"{', '.join(self.metrics)} ({whose}, computed by scikit-learn, scipy and numpy)",
         }
 
 

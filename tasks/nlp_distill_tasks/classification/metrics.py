@@ -107,17 +107,3 @@ def metric(name: str, kind: str = "int64") -> Any:
             return {name: compute(np.asarray(predictions), np.asarray(references))}
 
     return Points()
-
-
-def hub_metric(name: str) -> Any | None:
-    """`evaluate`'s own GLUE metric from the Hub, where the Hub can be reached; else None."""
-    import evaluate
-
-    from nlp_distill import hub_reachable
-
-    if not hub_reachable():
-        return None
-    try:
-        return evaluate.load("glue", name)
-    except (OSError, ValueError, ImportError):
-        return None

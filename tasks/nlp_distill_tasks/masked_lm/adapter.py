@@ -19,7 +19,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nlp_distill import Options, Task, read_splits, require_column
 from nlp_distill.errors import ColumnsUnclear, InputInvalid, TextInvalid, TokenizerUnfit
-from nlp_distill.recipe import Data, Number
+from nlp_distill.recipe import Data
+from nlp_distill.settings import Number
 from nlp_distill.task import Batch
 
 IGNORED = -100

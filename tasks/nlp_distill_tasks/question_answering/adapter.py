@@ -16,7 +16,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nlp_distill import Options, Task, read_splits
 from nlp_distill.errors import InputInvalid, PairNeeded
-from nlp_distill.recipe import Data, Whole
+from nlp_distill.recipe import Data
+from nlp_distill.settings import Whole
 from nlp_distill.task import Batch
 from nlp_distill_tasks.question_answering.rows import Repairs, checked, columns
 from nlp_distill_tasks.question_answering.squad import best_threshold, exact_match, f1

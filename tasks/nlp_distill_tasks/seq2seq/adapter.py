@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import BatchEncoding, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_distill import Options, Task, read_splits
-from nlp_distill.recipe import Data, Number, Whole
+from nlp_distill.recipe import Data
+from nlp_distill.settings import Number, Whole
 from nlp_distill.task import Batch
 from nlp_distill_tasks.seq2seq.metrics import BLEU_SIGNATURE, CHRF_SIGNATURE, ROUGE_SIGNATURE, scores, statistics
 from nlp_distill_tasks.seq2seq.rows import checked, columns
@@ -118,9 +119,7 @@ class Seq2Seq(Task):
         decoder = getattr(config, "decoder", config)
         size, positions = decoder.vocab_size, getattr(decoder, "max_position_embeddings", None)
         if positions is not None and (asked := self.options.max_target_length) > positions:
-            return (
-                f"options.max_target_length is {asked}, its decoder has {positions} positions; lower it"
-            )
+            return f"options.max_target_length is {asked}, its decoder has {positions} positions; lower it"
         for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
             ids = getattr(config, name)
             known = [ids] if isinstance(ids, int) else ids
