@@ -236,6 +236,13 @@ class HiddenTerm(LayerTerm):
 
     kind: Literal["hidden"] = "hidden"
     distance: Literal["mse", "cosine", "gram"] = Field("mse", description="Distance of the layer outputs.")
+    tokens: Literal["all", "first"] = Field("all", description="All tokens, or the first alone ([CLS], as PKD).")
+
+    @model_validator(mode="after")
+    def _several(self) -> HiddenTerm:
+        if self.distance == "gram" and self.tokens == "first":
+            raise ValueError("`gram` compares the tokens of an example with each other: it needs `tokens: all`")
+        return self
 
 
 class AttentionTerm(LayerTerm):
@@ -281,6 +288,12 @@ class Phase(Training):
         "alternate",
         description="Which teacher layer each student layer imitates (the supervise map); "
         "`{encoder: …, decoder: …}` for each stack.",
+    )
+    cache: Literal["auto", "none", "fp32", "bf16", "int8"] = Field(
+        "auto",
+        description="Run the teacher once over the rows and keep what the terms read on disk, in this precision "
+        "(logits always in fp32); `none`: it runs beside the student; `auto`: fp32 where that is exact, takes at most "
+        "2 GB and saves an epoch. See docs/cache.md.",
     )
 
 

@@ -17,7 +17,7 @@ import torch
 
 from nlp_distill.checkpoint import CheckpointFolder
 from nlp_distill.errors import BudgetMissed, Interrupted
-from nlp_distill.loading import load_model, save_model
+from nlp_distill.loading import load_config, load_model, save_model
 from nlp_distill.loop import Notify, Rows, Trained, train
 from nlp_distill.objective import Objective
 from nlp_distill.precision import probe
@@ -28,11 +28,12 @@ from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, sha256_json, write_json, write_text
 from nlp_distill.scores import predict, raw_lines, read_raw
-from nlp_distill.signals import LiveTeacher, model_inputs
+from nlp_distill.signals import model_inputs
 from nlp_distill.sources import resolve
 from nlp_distill.stage_keys import UPSTREAM, StageKeys
 from nlp_distill.student import Built, cut_student, frozen, shaped_student
 from nlp_distill.teacher import prepare
+from nlp_distill.teaching import teacher_source
 from nlp_distill.variants import evaluate_stage, export_stage, measure_stage, results_stage
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
     """What each stage depends on besides the stages before it."""
     recipe = road.recipe.resolved()
     phases = recipe["distill"]["phases"]
-    trainings = [{k: v for k, v in phase.items() if k not in ("losses", "supervise")} for phase in phases]
+    trainings = [{k: v for k, v in phase.items() if k not in ("losses", "supervise", "cache")} for phase in phases]
     chosen = road.recipe.student.model
     other = resolve(chosen).identity() if chosen is not None else None
     common = {
@@ -283,23 +284,19 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
     """Train the student through its phases, each starting from what the one before it kept."""
     setting = road.setting()
     student = load_model(road.rundir.student, road.task.auto_class)
-    teacher = None
-    if road.recipe.teacher is not None:
-        teacher = load_model(road.rundir.teacher, road.task.auto_class).to(road.accelerator.device)
+    theirs = load_config(road.rundir.teacher) if road.recipe.teacher is not None else None
     history: list[Trained] = []
     checkpoints = road.rundir.checkpoints / stage
     for number, phase in enumerate(phases):
         name = stage if len(phases) == 1 else f"{stage} {number + 1}/{len(phases)}"
-        theirs = teacher.config if teacher is not None else None
         supervise = supervise_map(phase, theirs, student.config)
         objective = Objective(phase.losses, road.task, student.config, theirs, supervise, road.recipe.seed)
-        request = objective.teacher_request
-        source = LiveTeacher(teacher, road.task, request, setting.autocast) if teacher is not None and request else None
         key = sha256_json([stage_settings(road)[stage], road.slices.sha256, _weights_key(road), number])
         kept = CheckpointFolder(checkpoints / f"phase-{number}-{key[:12]}", key, road.main)
         rows = road.train_rows if phase.targets == "data" else _taught_rows(road)
-        if theirs is not None and source is not None:
+        if theirs is not None and objective.teacher_request:
             rows = road.with_twin(rows, theirs)
+        source = teacher_source(road, phase, objective, rows, student.config, name, key)
         with frozen(student, phase.freeze):
             trained = train(student, objective, source, rows, road.selection_rows, phase, setting, kept, name)
         history.append(trained)

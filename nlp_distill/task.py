@@ -55,6 +55,8 @@ class Task(ABC):
     """Whether a teacher without a head for the task has nothing to teach."""
     warm_start: ClassVar[bool] = False
     """Whether an encoder may be made into the encoder and the decoder of the teacher."""
+    noisy: ClassVar[bool] = False
+    """Whether `collate` uses an example's `noise`: each epoch then sees it otherwise, and no teacher can be cached."""
     options_model: ClassVar[type[Options]] = Options
     """The task's own settings."""
 
