@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,11 @@ class Plan:
     def size(self) -> int:
         """Bytes of all records."""
         return sum(part.record.itemsize * int(self.counts[part.axis].sum()) for part in self.parts)
+
+    def size_in(self, precision: str) -> int:
+        """Bytes of all records, were the layers kept in another precision."""
+        parts = [part if part.kind == "logits" else replace(part, form=FORMS[precision]) for part in self.parts]
+        return Plan(parts, self.counts).size
 
 
 def probe(task: Task, examples: Examples) -> Batch:

@@ -55,7 +55,7 @@ def teacher_source(
     settled = road.agreed(settled)
     if settled == STOPPED:
         raise Interrupted(step=0, stage=name)
-    return lesson.live if settled == LIVE else CachedTeacher(lesson.folder(settled), road.task)
+    return lesson.live if settled == LIVE else CachedTeacher(Path(settled), road.task)
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Lesson:
         return teachers_folder() / sha256_json({**self.described, "precision": precision})[:20]
 
     def settle(self) -> str:
-        """`none`, or the precision of a cache that is there now."""
+        """`none`, or the folder of a cache that is there now."""
         asked = self.phase.cache
         settled = self.road.rundir.manifest().get("teaching", {}).get(self.name, {})
         if asked == "auto" and settled.get("key") == self.key:
@@ -144,7 +144,7 @@ class Lesson:
         used_now(folder)
         if found:
             self.road.notify("note", message=f"the teacher's signals are cached already ({precision}), in {folder}")
-        return precision
+        return str(folder)
 
     def _plan(self, precision: str) -> Plan:
         request, temperatures = self.objective.teacher_request, self.objective.temperatures
@@ -158,7 +158,7 @@ class Lesson:
         free = shutil.disk_usage(folder.parent).free
         size = shown(planned.size)
         if automatic and planned.size > min(AUTO_BYTES, free):
-            smaller = " or ".join(f"{name} {shown(self._plan(name).size)}" for name in ("bf16", "int8"))
+            smaller = " or ".join(f"{name} {shown(planned.size_in(name))}" for name in ("bf16", "int8"))
             limit = shown(AUTO_BYTES) if free > AUTO_BYTES else f"the {shown(free)} that are free"
             return f"its cache would take {size}, more than {limit}; `cache:` {smaller}"
         if planned.size > free:

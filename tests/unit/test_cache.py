@@ -204,6 +204,7 @@ def test_sizes_are_known_before_writing(tmp_path):
         files = (tmp_path / precision).glob("*.bin")
         assert planned.size == sum(file.stat().st_size for file in files)
         sizes[precision] = planned.size
+        assert planned.size_in("int8") == LENGTHS.sum() * 5 * (32 + 4) + 8 * 2 * 4
     # Five tensors of width 32, and two logits a row.
     assert sizes["fp32"] == LENGTHS.sum() * 5 * 32 * 4 + 8 * 2 * 4
     assert sizes["int8"] == LENGTHS.sum() * 5 * (32 + 4) + 8 * 2 * 4

@@ -91,6 +91,25 @@ def test_narrower_students_get_projections_that_are_not_theirs(task):
     assert all(p.grad is not None for p in objective.projections.parameters())
 
 
+def test_a_term_about_first_tokens_reads_nothing_else(task):
+    student, teacher_model = tiny_model("bert", num_hidden_layers=2), tiny_model("bert")
+    objective = Objective([HiddenTerm(tokens="first")], task, student.config, teacher_model.config, {"encoder": [1, 3]})
+    assert objective.teacher_request == Request(first=places(1, 3))
+    assert objective.counts(batch())["hidden"] == 4
+    teacher = LiveTeacher(teacher_model, task, objective.teacher_request, None)
+    with capture(student, objective.student_request) as signal:
+        outputs = student(**model_inputs(batch()))
+    theirs = teacher.signal(batch())
+    expected = [(signal.hidden["encoder", s] - theirs.hidden["encoder", t])[:, 0].square() for s, t in ((0, 1), (1, 3))]
+    found = objective.sums(outputs, signal, theirs, batch())["hidden"]
+    assert torch.allclose(found, torch.stack(expected).mean(-1).sum(1).mean())
+    for tensor in theirs.hidden.values():
+        tensor[:, 1:] = 7.0
+    assert torch.equal(objective.sums(outputs, signal, theirs, batch())["hidden"], found)
+    with pytest.raises(ValueError, match="tokens: all"):
+        HiddenTerm(distance="gram", tokens="first")
+
+
 def test_weights_scale_terms(task):
     model = tiny_model("bert")
     one = Objective([LabelsTerm()], task, model.config)
