@@ -36,7 +36,7 @@ from nlp_distill.student import cut_student
 from nlp_distill.task import load_task
 
 AUTO = "AutoModelForSequenceClassification"
-BATCH, STEPS, LIMIT = 32, 6, 4000
+BATCH, STEPS, LIMIT = 32, 4, 2000
 TERMS = {"narrow": [LogitsTerm(), HiddenTerm()], "wide": [LogitsTerm(), HiddenTerm(), AttentionTerm()]}
 
 
