@@ -19,11 +19,12 @@ from nlp_distill.loading import load_model, load_tokenizer
 from nlp_distill.loop import Rows, Step, adamw
 from nlp_distill.objective import Objective
 from nlp_distill.precision import probe
-from nlp_distill.recipe import AnyTerm, AttentionTerm, Data, HiddenTerm, LogitsTerm, Student, Training
+from nlp_distill.recipe import Data, Student, Training
 from nlp_distill.signals import LiveTeacher, model_inputs
 from nlp_distill.sources import resolve
 from nlp_distill.student import cut_student
 from nlp_distill.task import Batch, load_task
+from nlp_distill.terms import AnyTerm, AttentionTerm, HiddenTerm, LogitsTerm
 
 AUTO = "AutoModelForSequenceClassification"
 BATCH = 32

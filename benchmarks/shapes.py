@@ -26,10 +26,11 @@ from nlp_distill.loading import new_model
 from nlp_distill.loop import Step, adamw
 from nlp_distill.objective import Objective
 from nlp_distill.preflight import supervise_map
-from nlp_distill.recipe import AttentionTerm, HiddenTerm, LabelsTerm, LogitsTerm, Phase, RelationTerm, Student
+from nlp_distill.recipe import Phase, Student
 from nlp_distill.signals import LiveTeacher
 from nlp_distill.student import cut_student
 from nlp_distill.task import load_task
+from nlp_distill.terms import AttentionTerm, HiddenTerm, LabelsTerm, LogitsTerm, RelationTerm
 
 BATCH, TOKENS = 8, 64
 SHAPES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {

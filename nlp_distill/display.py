@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+
+from nlp_distill.shelf import Shelved
 
 PLAIN_SECONDS = 20.0
 """Off a terminal a line of progress this often."""
@@ -106,6 +110,17 @@ class Display:
             task = self.progress.tasks[[t.id for t in self.progress.tasks].index(self.bars[stage])]
             left = f", {_duration(task.time_remaining)} left" if task.time_remaining else ""
             self._say(f"  {stage} {step}/{steps}{left} {note}")
+
+
+def caches_table(entries: Sequence[Shelved]) -> Table:
+    """Teachers' signals on disk, one a row."""
+    table = Table(
+        "name", "teacher", "data", "signals", "precision", Column("MB", justify="right"), "last used", box=None
+    )
+    for line in (entry.line() for entry in entries):
+        about = [str(line.get(name, "")) for name in ("name", "teacher", "data", "signals", "precision")]
+        table.add_row(*about, f"{line['bytes'] / 1e6:,.1f}", line["last_used"])
+    return table
 
 
 def _duration(seconds: float) -> str:

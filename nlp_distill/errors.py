@@ -248,6 +248,18 @@ class SignalMissing(ModelError):
     """The term '{term}' cannot be computed: {reason}; {fix}."""
 
 
+class CacheRefused(UserError):
+    """The teacher's signals cannot be cached: {reason}; set distill.cache to `none` to run the teacher beside the student."""
+
+
+class CacheTooLarge(UserError):
+    """The teacher's signals need {size} in {precision}, but only {free} are free for {folder}; free some, set distill.cache to bf16, int8 or none, or NLP_DISTILL_CACHE to a folder on a larger disk."""
+
+
+class AgeInvalid(UserError):
+    """'{text}' is not an age; write a number of days, hours or minutes: 30d, 12h or 45m."""
+
+
 class TokenizerMismatch(ModelError):
     """Teacher and student use different vocabularies ({teacher} and {student} tokens), so terms that compare tokens have no meaning ({terms}); keep only {allowed}, or choose a student that shares the teacher's tokenizer."""
 

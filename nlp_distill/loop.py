@@ -66,8 +66,9 @@ class Rows:
         return rows
 
     def batch(self, indices: NDArray[np.int64], seed: int, collate: Callable[[list[dict[str, Any]]], Batch]) -> Batch:
-        """Examples as one batch, with the teacher's reading of them under `teacher` where it differs."""
+        """Examples as one batch, their numbers under `row`, under `teacher` its own reading where that differs."""
         batch = collate(self.take(indices, seed))
+        batch["row"] = torch.from_numpy(indices)
         if self.twin is not None:
             features, read = self.twin
             batch["teacher"] = read(_dicts(features, indices))
@@ -204,7 +205,7 @@ def train(
                 mine = rank_share(steps[within], rank, world)
                 cuts = micro_batches(mine, rows.lengths, settings.micro_batch_tokens)
                 chance = derived_seed(setting.seed, "examples", done_steps)
-                micro = [_to_device(rows.batch(cut, chance, collate), device) for cut in cuts]
+                micro = [to_device(rows.batch(cut, chance, collate), device) for cut in cuts]
                 due = time.monotonic() - last_saved >= settings.checkpoint_minutes * 60
                 counts, stop, due = _agree(objective, micro, setting, due)
                 for group in optimizer.param_groups:
@@ -331,7 +332,7 @@ def mean_loss(model: PreTrainedModel, rows: Rows, setting: Setting) -> float:
     loss, count = 0.0, 0.0
     with torch.no_grad(), torch.autocast(device.type, setting.autocast, enabled=setting.autocast is not None):
         for cut in micro_batches(np.arange(len(rows.lengths)), rows.lengths, EVALUATION_TOKENS):
-            batch = _to_device(collate(rows.take(cut, derived_seed(setting.seed, "selection"))), device)
+            batch = to_device(collate(rows.take(cut, derived_seed(setting.seed, "selection"))), device)
             loss += float(task.label_loss(model(**model_inputs(batch)), batch))
             count += float(task.term_mask(batch, "labels", "decoder").sum())
     return loss / max(count, 1.0)
@@ -359,8 +360,9 @@ def _over_ranks(values: dict[str, float], accelerator: Accelerator) -> dict[str,
     return dict(zip(values, summed.tolist(), strict=True))
 
 
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return {n: _to_device(v, device) if isinstance(v, dict) else v.to(device) for n, v in batch.items()}
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch, and what it carries of the teacher's, on a device."""
+    return {n: to_device(v, device) if isinstance(v, dict) else v.to(device) for n, v in batch.items()}
 
 
 def _out_of_patience(done: Trained, settings: Training) -> bool:

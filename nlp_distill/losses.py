@@ -39,6 +39,11 @@ def _masked_rows(rows: Tensor, mask: Tensor) -> Tensor:
     return rows.masked_fill(~mask, 0.0).sum()
 
 
+def first_tokens(mask: Tensor) -> Tensor:
+    """Of a mask [B, S] only the first True of each example: [CLS] of an encoder."""
+    return mask & (mask.cumsum(1) == 1)
+
+
 def logits_kl(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float, softmax: bool) -> Tensor:
     """T²·KL(teacher ‖ student) of softened logits [..., C]: Hinton et al. 2015, arXiv:1503.02531."""
     s, t = _log_probabilities(student, teacher, temperature, softmax)

@@ -17,10 +17,10 @@ from transformers import PretrainedConfig
 from nlp_distill.batches import derived_seed
 from nlp_distill.errors import SignalMissing
 from nlp_distill.families import Place, Stack, family_of
-from nlp_distill.losses import LOSSES, attention_scores
-from nlp_distill.recipe import AnyTerm, AttentionTerm, HiddenTerm, LabelsTerm, LayerTerm, LogitsTerm, RelationTerm
-from nlp_distill.signals import Request, Signal, check_request
+from nlp_distill.losses import LOSSES, attention_scores, first_tokens
+from nlp_distill.signals import Request, Signal, TopLogits, check_request
 from nlp_distill.task import Batch, Task
+from nlp_distill.terms import AnyTerm, AttentionTerm, HiddenTerm, LabelsTerm, LayerTerm, LogitsTerm, RelationTerm
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,18 @@ class Objective(nn.Module):
         """The signals that one student forward must give, besides its outputs."""
         return self._request(side=0)
 
+    @property
+    def temperatures(self) -> list[float]:
+        """Temperatures at which logits are compared."""
+        return sorted({bound.term.temperature for bound in self.terms.values() if isinstance(bound.term, LogitsTerm)})
+
     def mask(self, bound: Bound, batch: Batch) -> Tensor:
         """Which positions of a term count in a batch."""
-        return self.task.term_mask(batch, bound.term.kind, bound.ours.name)
+        mask = self.task.term_mask(batch, bound.term.kind, bound.ours.name)
+        if isinstance(bound.term, HiddenTerm) and bound.term.tokens == "first":
+            real = mask if bound.ours.name == "decoder" else batch["attention_mask"].bool()
+            return mask & first_tokens(real)
+        return mask
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Positions of each term that count in a batch."""
@@ -103,10 +112,12 @@ class Objective(nn.Module):
             form = self.task.distribution
             loss = LOSSES["logits"]["mse" if form == "value" else term.distance]
             ours, softmax = self.task.logits(outputs, batch), form == "softmax"
-            sums = [
-                loss(ours[head], teacher.logits[head], mask, temperature=term.temperature, softmax=softmax)
-                for head in ours
-            ]
+            sums = []
+            for head, logits in ours.items():
+                theirs = teacher.logits[head]
+                if isinstance(theirs, TopLogits):
+                    logits, theirs = theirs.against(logits, term.temperature)
+                sums.append(loss(logits, theirs, mask, temperature=term.temperature, softmax=softmax))
             return torch.stack(sums).mean()
         assert bound.theirs is not None
         places = [((bound.ours.name, s), (bound.theirs.name, t)) for s, t in bound.pairs]
@@ -173,7 +184,7 @@ class Objective(nn.Module):
             assert stack is not None
             places = frozenset((stack.name, pair[side]) for pair in bound.pairs)
             if isinstance(term, HiddenTerm):
-                request |= Request(hidden=places)
+                request |= Request(hidden=places) if term.tokens == "all" else Request(first=places)
             elif isinstance(term, RelationTerm):
                 of: dict[str, Any] = dict.fromkeys(term.of, places)
                 request |= Request(**of)

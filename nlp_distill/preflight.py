@@ -6,17 +6,27 @@ from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
-from nlp_distill.errors import ConfigInvalid, ModelUnfit, NotYet, SignalMissing, TokenizerMismatch, TokenizerUnfit
+from nlp_distill.cache import obstacle
+from nlp_distill.errors import (
+    CacheRefused,
+    ConfigInvalid,
+    ModelUnfit,
+    NotYet,
+    SignalMissing,
+    TokenizerMismatch,
+    TokenizerUnfit,
+)
 from nlp_distill.exports.onnx import check_exportable
 from nlp_distill.families import family_of
 from nlp_distill.layers import stack_maps
 from nlp_distill.loading import has_class, has_head, load_config, load_generation, load_tokenizer, shape_of
 from nlp_distill.objective import Objective
-from nlp_distill.recipe import LayerTerm, Phase, Recipe
+from nlp_distill.recipe import Phase, Recipe
 from nlp_distill.sources import Source, resolve
 from nlp_distill.student import cut_config, cut_depths, shaped_config
 from nlp_distill.task import Task
 from nlp_distill.teacher import plan
+from nlp_distill.terms import LayerTerm
 
 
 @dataclass
@@ -64,7 +74,11 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
             raise NotYet(what="`freeze: [encoder]` of a model without a decoder", instead="freeze the embeddings only")
         if phase.targets == "teacher" and type(task).with_answers is Task.with_answers:
             raise NotYet(what=f"`targets: teacher` for {task.name}", instead="use a `logits` term")
-        Objective(phase.losses, task, student, teacher, layers)
+        objective = Objective(phase.losses, task, student, teacher, layers)
+        if teacher is not None and objective.teacher_request and phase.cache not in ("auto", "none"):
+            reason = obstacle(task, teacher, phase.losses, phase.cache)
+            if reason:
+                raise CacheRefused(reason=reason)
     if len({export.format for export in recipe.export}) < len(recipe.export):
         raise NotYet(what="More than one export in a format", instead="give one entry for each format")
     if recipe.export:

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from nlp_distill.settings import Number, NumberOrNone, Settings, Whole, WholeOrNone
+from nlp_distill.terms import AnyTerm, AttentionTerm, HiddenTerm, LogitsTerm, StackName
 
 LayerPolicy = Literal["alternate", "first", "last", "first_last", "distilbert"]
 LayerMap = LayerPolicy | list[Annotated[int, Field(ge=0)]]
-StackName = Literal["encoder", "decoder"]
 LayerMaps = LayerMap | dict[StackName, LayerMap]
 """One policy for every stack, or one for each."""
 
@@ -211,68 +211,6 @@ class Student(Settings):
         return chosen or depth
 
 
-class Term(Settings):
-    """One term of the objective."""
-
-    weight: Number = Field(1.0, gt=0, description="Factor of the term in the sum.")
-
-
-class LogitsTerm(Term):
-    """The teacher's outputs (Hinton et al. 2015). Regression always uses `mse`."""
-
-    kind: Literal["logits"] = "logits"
-    distance: Literal["kl", "reverse_kl", "jsd", "mse"] = Field("kl", description="Distance of the distributions.")
-    temperature: Number = Field(
-        2.0, gt=0, le=100, description="Softens both distributions; the term is multiplied by T²."
-    )
-
-
-class LabelsTerm(Term):
-    """The task's own loss on the true labels (cross entropy, its multi-label form, or squared error)."""
-
-    kind: Literal["labels"] = "labels"
-
-
-class LayerTerm(Term):
-    """A term about the supervised layers."""
-
-    layers: Literal["all", "last"] = Field("all", description="All supervised layers, or the last of each stack.")
-    stacks: list[StackName] | None = Field(
-        None, min_length=1, description="Of a seq2seq model: which stacks; unset: all that the model has."
-    )
-
-
-class HiddenTerm(LayerTerm):
-    """Outputs of the supervised layers (FitNets, TinyBERT; `gram`: similarity of tokens)."""
-
-    kind: Literal["hidden"] = "hidden"
-    distance: Literal["mse", "cosine", "gram"] = Field("mse", description="Distance of the layer outputs.")
-
-
-class AttentionTerm(LayerTerm):
-    """Attention scores of the supervised layers, before (`mse`) or after (`kl`) the softmax (TinyBERT)."""
-
-    kind: Literal["attention"] = "attention"
-    distance: Literal["mse", "kl"] = Field("mse", description="Distance of the attention scores.")
-    of: Literal["self", "cross"] = Field(
-        "self", description="`cross`: the decoder's attention to the encoder, instead of each stack's to itself."
-    )
-
-
-class RelationTerm(LayerTerm):
-    """Query, key and value relations (MiniLM, MiniLMv2)."""
-
-    kind: Literal["relation"] = "relation"
-    of: list[Literal["query", "key", "value"]] = Field(
-        ["query", "key", "value"], description="Which vectors to relate to themselves.", min_length=1
-    )
-    heads: Whole = Field(12, ge=1, description="Relation heads; must divide both widths.")
-    layers: Literal["all", "last"] = Field("last", description="All supervised layers, or the last (as MiniLM).")
-
-
-AnyTerm = Annotated[LogitsTerm | LabelsTerm | HiddenTerm | AttentionTerm | RelationTerm, Field(discriminator="kind")]
-
-
 class Phase(Training):
     """A stretch of distillation with its own terms."""
 
@@ -292,6 +230,12 @@ class Phase(Training):
         "alternate",
         description="Which teacher layer each student layer imitates (the supervise map); "
         "`{encoder: …, decoder: …}` for each stack.",
+    )
+    cache: Literal["auto", "none", "fp32", "bf16", "int8"] = Field(
+        "auto",
+        description="Run the teacher once over the rows and keep what the terms read on disk, in this precision "
+        "(logits always in fp32); `none`: it runs beside the student; `auto`: fp32 where that is exact, takes at most "
+        "2 GB and saves an epoch. See docs/cache.md.",
     )
 
 

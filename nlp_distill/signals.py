@@ -7,7 +7,7 @@ probabilities in training and turns the fast attention kernels off.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
@@ -30,8 +30,8 @@ NOWHERE: Places = frozenset()
 class Request:
     """Which signals to read, by place: an objective asks for just those that its terms need.
 
-    `cross_query` and `cross_key` are those of the decoder's attention to the encoder; `bias`: stacks whose
-    position bias is added to the scores.
+    `cross_query` and `cross_key` are those of the decoder's attention to the encoder; `first`: outputs of which
+    only the first token is read; `bias`: stacks whose position bias is added to the scores.
     """
 
     logits: bool = False
@@ -42,6 +42,7 @@ class Request:
     cross_query: Places = NOWHERE
     cross_key: Places = NOWHERE
     bias: frozenset[str] = frozenset()
+    first: Places = NOWHERE
 
     def __or__(self, other: Request) -> Request:
         joined: dict[str, Any] = {f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)}
@@ -50,8 +51,36 @@ class Request:
     def __bool__(self) -> bool:
         return any(getattr(self, f.name) for f in fields(self))
 
+    def places(self, kind: str) -> Places:
+        """The layers that a kind of signal is read at."""
+        chosen: Places = getattr(self, kind)
+        return chosen | self.first if kind == "hidden" else chosen
+
 
 LAYERED = ("hidden", "query", "key", "value", "cross_query", "cross_key")
+
+
+@dataclass(frozen=True)
+class TopLogits:
+    """The k largest logits of a wide distribution, less the largest, and the weight of all others.
+
+    `values` and `indices`: [..., k]; `tails`: temperature T → log-sum-exp of the other logits / T [...].
+    """
+
+    values: Tensor
+    indices: Tensor
+    tails: dict[float, Tensor]
+
+    def against(self, student: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Logits of student [..., V] and teacher over k + 1 classes, all but the k being one: [..., k + 1].
+
+        At this temperature their softmax is the full distributions' with the others' probabilities added.
+        """
+        student = student.float()
+        others = student.scatter(-1, self.indices, -torch.inf)
+        rest = (others / temperature).logsumexp(-1, keepdim=True) * temperature
+        ours = torch.cat([student.gather(-1, self.indices), rest], dim=-1)
+        return ours, torch.cat([self.values.float(), self.tails[temperature].unsqueeze(-1) * temperature], dim=-1)
 
 
 @dataclass
@@ -62,7 +91,7 @@ class Signal:
     and keys before they are cut into heads).
     """
 
-    logits: dict[str, Tensor] = field(default_factory=dict)
+    logits: dict[str, Tensor | TopLogits] = field(default_factory=dict)
     hidden: dict[Place, Tensor] = field(default_factory=dict)
     query: dict[Place, Tensor] = field(default_factory=dict)
     key: dict[Place, Tensor] = field(default_factory=dict)
@@ -87,25 +116,53 @@ def model_inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name] for name in INPUTS if name in batch}
 
 
+class _Enough(Exception):
+    """All signals are there: it ends a forward, and is no error."""
+
+
 @contextmanager
-def capture(model: PreTrainedModel, request: Request) -> Iterator[Signal]:
-    """Hook the modules that the request names; the signal fills during the forward inside the block."""
+def capture(model: PreTrainedModel, request: Request, early: bool = False) -> Iterator[Signal]:
+    """Hook the modules that the request names; the signal fills during the forward inside the block.
+
+    `early`: the block ends as soon as every signal is there; what comes after in the model is not run.
+    """
     signal, handles = Signal(), []
+    missing = 0
+
+    def hook(module: nn.Module, store: dict[Any, Tensor], keys: dict[int, Any]) -> None:
+        """`keys`: number of a call in the forward → where its output goes."""
+        nonlocal missing
+        missing += len(keys)
+        calls = 0
+
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            nonlocal calls, missing
+            if calls in keys:
+                store[keys[calls]] = output[0] if isinstance(output, tuple) else output
+                missing -= 1
+            calls += 1
+            if early and not missing:
+                raise _Enough
+
+        handles.append(module.register_forward_hook(keep))
+
     try:
         for stack in family_of(model.config).stacks:
             for kind in LAYERED:
-                wanted = sorted(layer for name, layer in getattr(request, kind) if name == stack.name)
+                wanted = sorted(layer for name, layer in request.places(kind) if name == stack.name)
                 if not wanted:
                     continue
                 blocks, store = stack.blocks(model), getattr(signal, kind)
                 if stack.shared:
-                    handles.append(_count_hook(_module(stack, blocks[0], kind), store, stack.name, wanted))
+                    # The n-th application of the one block is layer n.
+                    hook(_module(stack, blocks[0], kind), store, {layer: (stack.name, layer) for layer in wanted})
                     continue
                 for layer in wanted:
-                    handles.append(_hook(_module(stack, blocks[layer], kind), store, (stack.name, layer)))
+                    hook(_module(stack, blocks[layer], kind), store, {0: (stack.name, layer)})
             if stack.name in request.bias and stack.bias is not None:
-                handles.append(_hook(model.base_model.get_submodule(stack.bias), signal.bias, stack.name))
-        yield signal
+                hook(model.base_model.get_submodule(stack.bias), signal.bias, {0: stack.name})
+        with suppress(_Enough):
+            yield signal
     finally:
         for handle in handles:
             handle.remove()
@@ -120,31 +177,11 @@ def _module(stack: Stack, block: nn.Module, kind: str) -> nn.Module:
     return block.get_submodule(getattr(stack, kind))
 
 
-def _hook(module: nn.Module, store: dict[Any, Tensor], key: Any) -> Any:
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        store[key] = output[0] if isinstance(output, tuple) else output
-
-    return module.register_forward_hook(keep)
-
-
-def _count_hook(module: nn.Module, store: dict[Place, Tensor], stack: str, wanted: list[int]) -> Any:
-    """Of a shared block: its n-th application in a forward is layer n."""
-    calls = 0
-
-    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        nonlocal calls
-        if calls in wanted:
-            store[stack, calls] = output[0] if isinstance(output, tuple) else output
-        calls += 1
-
-    return module.register_forward_hook(keep)
-
-
 def check_request(config: PretrainedConfig, request: Request, who: str) -> None:
     """Refuse, before any training, what a model of this config cannot give. Raises `SignalMissing`."""
     stacks = {stack.name: stack for stack in family_of(config).stacks}
     for kind in LAYERED:
-        for name, layer in sorted(getattr(request, kind)):
+        for name, layer in sorted(request.places(kind)):
             if name not in stacks:
                 raise SignalMissing(
                     term=kind, reason=f"the {who} has no {name}", fix=f"its stacks: {', '.join(stacks)}"
@@ -165,7 +202,7 @@ def check_request(config: PretrainedConfig, request: Request, who: str) -> None:
 
 
 class LiveTeacher:
-    """Signals from a teacher that runs beside the student."""
+    """Signals from a teacher that runs beside the student; without logits only as far as its highest layer read."""
 
     def __init__(self, model: PreTrainedModel, task: Task, request: Request, autocast: torch.dtype | None) -> None:
         check_request(model.config, request, "teacher")
@@ -186,13 +223,12 @@ class LiveTeacher:
         device = theirs["input_ids"].device.type
         with (
             torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
-            capture(self.model, self.request) as signal,
+            capture(self.model, self.request, early=not (self.request.logits or self.encoder_shared)) as signal,
         ):
             outputs = self.model(**model_inputs(theirs))
         if self.request.logits:
-            signal.logits = self.task.logits(outputs, theirs)
-        if theirs is not batch:
-            signal.logits = self.task.align(signal.logits, batch, theirs)
+            logits = self.task.logits(outputs, theirs)
+            signal.logits.update(logits if theirs is batch else self.task.align(logits, batch, theirs))
         if self.encoder_shared:
             signal.encoded = outputs.encoder_last_hidden_state
         return signal

@@ -17,13 +17,13 @@ import torch
 from nlp_distill.checkpoint import CheckpointFolder
 from nlp_distill.errors import BudgetMissed, Interrupted
 from nlp_distill.estimate import check_disk
-from nlp_distill.loading import load_model, save_model
+from nlp_distill.loading import load_config, load_model, save_model
 from nlp_distill.loop import Notify, Rows, Trained, train
 from nlp_distill.objective import Objective
 from nlp_distill.precision import deterministic, probe
 from nlp_distill.prediction import variant_pipeline
 from nlp_distill.preflight import check, supervise_map
-from nlp_distill.recipe import OPERATION, LabelsTerm, Phase, Recipe
+from nlp_distill.recipe import OPERATION, Phase, Recipe
 from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, read_json, sha256_json, write_json, write_text
@@ -33,6 +33,8 @@ from nlp_distill.sources import resolve
 from nlp_distill.stage_keys import UPSTREAM, StageKeys
 from nlp_distill.student import Built, cut_student, frozen, shaped_student
 from nlp_distill.teacher import prepare
+from nlp_distill.teaching import teacher_source
+from nlp_distill.terms import LabelsTerm
 from nlp_distill.trouble import named
 from nlp_distill.variants import evaluate_stage, export_stage, measure_stage, results_stage
 
@@ -183,7 +185,7 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
     """What each stage depends on besides the stages before it."""
     recipe = _without(road.recipe.resolved(), OPERATION)
     phases = recipe["distill"]["phases"]
-    trainings = [{k: v for k, v in phase.items() if k not in ("losses", "supervise")} for phase in phases]
+    trainings = [{k: v for k, v in phase.items() if k not in ("losses", "supervise", "cache")} for phase in phases]
     chosen = road.recipe.student.model
     other = resolve(chosen).identity() if chosen is not None else None
     common = {
@@ -315,26 +317,23 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
     """Train the student through its phases, each starting from what the one before it kept."""
     setting = road.setting()
     student = load_model(road.rundir.student, road.task.auto_class)
-    teacher = None
-    if road.recipe.teacher is not None:
-        teacher = load_model(road.rundir.teacher, road.task.auto_class).to(road.accelerator.device)
+    theirs = load_config(road.rundir.teacher) if road.recipe.teacher is not None else None
     history: list[Trained] = []
     checkpoints = road.rundir.checkpoints / stage
     for number, phase in enumerate(phases):
         name = stage if len(phases) == 1 else f"{stage} {number + 1}/{len(phases)}"
-        theirs = teacher.config if teacher is not None else None
         supervise = supervise_map(phase, theirs, student.config)
         objective = Objective(phase.losses, road.task, student.config, theirs, supervise, road.recipe.seed)
-        request = objective.teacher_request
-        source = LiveTeacher(teacher, road.task, request, setting.autocast) if teacher is not None and request else None
         key = sha256_json([stage_settings(road)[stage], road.slices.sha256, _weights_key(road), number])
         kept = CheckpointFolder(checkpoints / f"phase-{number}-{key[:12]}", key, road.main)
         rows = road.train_rows if phase.targets == "data" else _taught_rows(road)
-        if theirs is not None and source is not None:
+        if theirs is not None and objective.teacher_request:
             rows = road.with_twin(rows, theirs)
+        source = teacher_source(road, phase, objective, rows, student.config, name, key)
         with frozen(student, phase.freeze):
-            if source is not None and rows.twin is None and source.share_encoder(student, objective.student_request):
-                road.notify("note", message="teacher and student share one pass through the encoder")
+            if isinstance(source, LiveTeacher) and rows.twin is None:
+                if source.share_encoder(student, objective.student_request):
+                    road.notify("note", message="teacher and student share one pass through the encoder")
             trained = train(student, objective, source, rows, road.selection_rows, phase, setting, kept, name)
         history.append(trained)
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))

@@ -6,7 +6,6 @@ on the same data share it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from nlp_distill.families import BASES
 from nlp_distill.loading import has_class, load_config, load_tokenizer, new_model, save_model, warm_start
 from nlp_distill.recipe import NewModel, Recipe
 from nlp_distill.rundir import new_folder, sha256_json
+from nlp_distill.shelf import cache_folder
 from nlp_distill.sources import Source, resolve
 from nlp_distill.task import Task
 
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-
-
-def cache_folder() -> Path:
-    """Where what runs share is kept: `NLP_DISTILL_CACHE`, else `~/.cache/nlp_distill`."""
-    return Path(os.environ.get("NLP_DISTILL_CACHE") or Path.home() / ".cache" / "nlp_distill")
 
 
 def first_source(recipe: Recipe, task: Task, rows: Dataset, data_sha256: Any) -> Source:

@@ -57,6 +57,8 @@ class Task(ABC):
     """Whether an encoder may be made into the encoder and the decoder of the teacher."""
     several: ClassVar[tuple[str, ...]] = ()
     """Roles that may be several columns."""
+    noisy: ClassVar[bool] = False
+    """Whether `collate` uses an example's `noise`: each epoch then sees it otherwise, and no teacher can be cached."""
     options_model: ClassVar[type[Options]] = Options
     """The task's own settings."""
 

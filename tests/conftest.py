@@ -14,6 +14,12 @@ import yaml
 from nlp_distill.testing import save_tiny, write_rows
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_folder(tmp_path_factory):
+    """What runs share goes into a folder of the tests' own, also for the processes that they start."""
+    os.environ["NLP_DISTILL_CACHE"] = str(tmp_path_factory.mktemp("shared"))
+
+
 @pytest.fixture(scope="session")
 def tiny_teacher(tmp_path_factory) -> Path:
     """A BERT of 4 layers, width 32, without a head."""

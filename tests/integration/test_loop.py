@@ -14,10 +14,11 @@ from nlp_distill.errors import Interrupted, LossNotFinite
 from nlp_distill.loading import load_model, load_tokenizer
 from nlp_distill.loop import Rows, Setting, learning_rate, selection_score, train
 from nlp_distill.objective import Objective
-from nlp_distill.recipe import Data, HiddenTerm, LabelsTerm, LogitsTerm, Student, Training
+from nlp_distill.recipe import Data, Student, Training
 from nlp_distill.signals import LiveTeacher, Signal
 from nlp_distill.student import cut_student
 from nlp_distill.task import load_task
+from nlp_distill.terms import HiddenTerm, LabelsTerm, LogitsTerm
 from nlp_distill.testing import write_rows
 
 AUTO = "AutoModelForSequenceClassification"

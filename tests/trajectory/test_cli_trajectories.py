@@ -13,9 +13,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from nlp_distill.cli import main
+from nlp_distill.loading import load_model, load_tokenizer
 from nlp_distill.testing import tiny_questions, tiny_reversals, write_split
 
 CLI = [sys.executable, "-m", "nlp_distill.cli"]
@@ -114,6 +116,73 @@ def straight(undisturbed, tmp_path):
     recipe, run = undisturbed
     shutil.copytree(run, tmp_path / "straight")
     return recipe, tmp_path / "straight"
+
+
+def signals_of(run):
+    return json.loads((run / "manifest.json").read_text())["teaching"]["distill"]["cache"]
+
+
+def divergence(run, data):
+    """Mean KL from the teacher's predictions to the student's, on rows that nobody trained on."""
+    texts = [json.loads(line)["text"] for line in (data / "validation.jsonl").read_text().splitlines()]
+    scores = []
+    for folder in ("teacher", "model"):
+        tokenizer = load_tokenizer(run / folder)
+        model = load_model(run / folder, "AutoModelForSequenceClassification").eval()
+        with torch.no_grad():
+            scores.append(model(**tokenizer(texts, padding=True, return_tensors="pt")).logits.log_softmax(-1))
+    return float(torch.nn.functional.kl_div(scores[1], scores[0], log_target=True, reduction="batchmean"))
+
+
+@ONE_TASK
+def test_cached_and_live_teachers_agree(undisturbed, tiny_data, tmp_path):
+    recipe, one = undisturbed
+    assert signals_of(one) == "fp32"
+    expected = None
+    for precision in ("none", "bf16", "int8"):
+        run = tmp_path / precision
+        code, shown = here("distill", recipe, "--out", run, *SLOWLY, "-o", f"distill.cache={precision}")
+        assert code == 0, shown
+        assert equal(weights(run, "teacher"), weights(one, "teacher"))
+        assert signals_of(run) == precision if precision != "none" else "signals" not in shown
+        if precision == "none":
+            agree(history(one), history(run))
+            expected = divergence(run, tiny_data)
+        else:
+            assert f"({precision}: logits, 2 × hidden, 2 × query, 2 × key, 1 × value)" in shown
+            assert not equal(weights(run), weights(one))
+            assert divergence(run, tiny_data) == pytest.approx(expected, rel=0.02)
+    code, shown = here("cache", "list")
+    assert code == 0 and all(precision in shown for precision in ("fp32", "bf16", "int8"))
+
+
+@ONE_TASK
+def test_a_second_run_starts_from_the_first_ones_cache_and_prunes_change_no_bit(undisturbed, tmp_path, monkeypatch):
+    recipe, one = undisturbed
+    code, shown = here("distill", recipe, "--out", tmp_path / "again", *SLOWLY)
+    assert code == 0 and "cached already (fp32)" in shown
+    assert equal(weights(tmp_path / "again"), weights(one))
+    monkeypatch.setenv("NLP_DISTILL_CACHE", str(tmp_path / "elsewhere"))
+    process = started(recipe, tmp_path / "pruned", *SLOWLY)
+    wait_for(tmp_path / "pruned", "distill")
+    process.kill()
+    process.communicate()
+    code, shown = here("cache", "prune", "--all")
+    assert code == 0 and "freed 0.0 MB" not in shown
+    done = cli("distill", recipe, "--out", tmp_path / "pruned", *SLOWLY)
+    assert "resumed at step" in done.stdout and "cached already" not in done.stdout
+    assert equal(weights(tmp_path / "pruned"), weights(one))
+
+
+def test_what_cannot_be_cached_is_refused_before_anything_starts(write_recipe, tmp_path):
+    recipe = write_recipe(
+        tmp_path, task="masked_lm", distill={"losses": [{"kind": "hidden"}], "cache": "bf16"}, name="masked"
+    )
+    code, shown = here("distill", recipe, "--out", tmp_path / "run")
+    assert code == 2 and "masked_lm shows every example anew in each epoch" in shown
+    assert not (tmp_path / "run").exists()
+    code, shown = here("cache", "prune", "--older-than", "soon")
+    assert code == 2 and "'soon' is not an age" in shown
 
 
 @ALL_TASKS

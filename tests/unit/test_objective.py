@@ -3,9 +3,9 @@ import torch
 
 from nlp_distill.errors import SignalMissing
 from nlp_distill.objective import Objective
-from nlp_distill.recipe import AttentionTerm, HiddenTerm, LabelsTerm, LogitsTerm, RelationTerm
 from nlp_distill.signals import LiveTeacher, Request, capture, model_inputs
 from nlp_distill.task import load_task
+from nlp_distill.terms import AttentionTerm, HiddenTerm, LabelsTerm, LogitsTerm, RelationTerm
 from nlp_distill.testing import tiny_config, tiny_model
 from nlp_distill_tasks.classification.labels import Labels
 
@@ -89,6 +89,25 @@ def test_narrower_students_get_projections_that_are_not_theirs(task):
     teacher = LiveTeacher(teacher_model, task, objective.teacher_request, None)
     objective.total(sums(objective, student, teacher, batch()), dict.fromkeys(objective.terms, 1.0)).backward()
     assert all(p.grad is not None for p in objective.projections.parameters())
+
+
+def test_a_term_about_first_tokens_reads_nothing_else(task):
+    student, teacher_model = tiny_model("bert", num_hidden_layers=2), tiny_model("bert")
+    objective = Objective([HiddenTerm(tokens="first")], task, student.config, teacher_model.config, {"encoder": [1, 3]})
+    assert objective.teacher_request == Request(first=places(1, 3))
+    assert objective.counts(batch())["hidden"] == 4
+    teacher = LiveTeacher(teacher_model, task, objective.teacher_request, None)
+    with capture(student, objective.student_request) as signal:
+        outputs = student(**model_inputs(batch()))
+    theirs = teacher.signal(batch())
+    expected = [(signal.hidden["encoder", s] - theirs.hidden["encoder", t])[:, 0].square() for s, t in ((0, 1), (1, 3))]
+    found = objective.sums(outputs, signal, theirs, batch())["hidden"]
+    assert torch.allclose(found, torch.stack(expected).mean(-1).sum(1).mean())
+    for tensor in theirs.hidden.values():
+        tensor[:, 1:] = 7.0
+    assert torch.equal(objective.sums(outputs, signal, theirs, batch())["hidden"], found)
+    with pytest.raises(ValueError, match="tokens: all"):
+        HiddenTerm(distance="gram", tokens="first")
 
 
 def test_weights_scale_terms(task):

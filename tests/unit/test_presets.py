@@ -5,9 +5,10 @@ import pytest
 from nlp_distill.errors import RecipeInvalid
 from nlp_distill.objective import Objective
 from nlp_distill.presets import PRESETS
-from nlp_distill.recipe import Distill, HiddenTerm
+from nlp_distill.recipe import Distill
 from nlp_distill.recipe_file import parse_recipe, write_recipe
 from nlp_distill.task import load_task
+from nlp_distill.terms import HiddenTerm
 from nlp_distill.testing import tiny_config
 
 BASE = "task: classification\ndata: {dataset: d}\nteacher: {model: m}\nstudent: {layers: 2}\n"

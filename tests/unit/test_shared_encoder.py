@@ -5,10 +5,11 @@ import torch
 
 from nlp_distill.loop import Step
 from nlp_distill.objective import Objective
-from nlp_distill.recipe import AttentionTerm, HiddenTerm, LabelsTerm, LogitsTerm, Student
+from nlp_distill.recipe import Student
 from nlp_distill.signals import LiveTeacher
 from nlp_distill.student import cut_student, frozen
 from nlp_distill.task import load_task
+from nlp_distill.terms import AttentionTerm, HiddenTerm, LabelsTerm, LogitsTerm
 from nlp_distill.testing import SEQ2SEQ, WORDS, tiny_model
 
 DECODER = (LogitsTerm(), LabelsTerm(), HiddenTerm(stacks=["decoder"]), AttentionTerm(of="cross"))

@@ -49,6 +49,7 @@ class MaskedLM(Task):
     options_model = MaskedOptions
     usage = ("'A [MASK] of yours.'", "'A [MASK] of yours.'")
     needs_head = False
+    noisy = True
 
     primary_metric = "accuracy"
     label_names: list[str] = []  # noqa: RUF012  no labels; never changed

@@ -1,0 +1,331 @@
+"""A teacher's signals on disk: computed once, read in every epoch, shared between runs.
+
+Each signal is one flat, memory-mapped file of records, one for each token (or row) that counts, without padding;
+`index.safetensors` says where each example's begin. What lies between is written in order of length, as
+micro-batches read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from nlp_distill.batches import Indices, micro_batches
+from nlp_distill.errors import CacheRefused
+from nlp_distill.families import family_of
+from nlp_distill.losses import first_tokens
+from nlp_distill.rundir import new_folder
+from nlp_distill.shelf import INDEX, seal, sealed
+from nlp_distill.signals import LAYERED, Request, Signal, TeacherSource, TopLogits
+from nlp_distill.task import Batch, Task
+from nlp_distill.terms import AnyTerm, LogitsTerm
+
+FORMAT = 1
+TOP = 64
+"""Logits kept of a token whose distribution is wide."""
+WIDE = 4 * TOP
+BUILD_TOKENS = 4096
+FORMS = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
+
+
+def obstacle(task: Task, teacher: PretrainedConfig, terms: Sequence[AnyTerm], asked: str) -> str:
+    """Why a teacher's signals cannot be kept, or for `auto` not exactly; empty when they can."""
+    logits = [term for term in terms if isinstance(term, LogitsTerm)]
+    if task.noisy:
+        return f"{task.name} shows every example anew in each epoch, so that no signal stays the same"
+    if not teacher.is_encoder_decoder or not logits:
+        return ""
+    if any(term.distance == "mse" for term in logits):
+        return f"the squared error needs all logits of a token, and a cache keeps {TOP}"
+    if asked == "auto":
+        return f"a cache keeps only the {TOP} largest logits of a token; `cache: fp32` accepts that"
+    return ""
+
+
+@dataclass
+class Examples:
+    """The rows to run a teacher over: their lengths in tokens, and `read(numbers, seed)`, which makes a batch."""
+
+    lengths: Indices
+    read: Callable[[Indices, int], Batch]
+
+    @cached_property
+    def extremes(self) -> Indices:
+        """The shortest example and the longest."""
+        return np.array([self.lengths.argmin(), self.lengths.argmax()], dtype=np.int64)
+
+    def cuts(self) -> list[Indices]:
+        """All examples in micro-batches, sorted by length."""
+        return micro_batches(np.arange(len(self.lengths)), self.lengths, BUILD_TOKENS)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One signal: a flat file of records. `axis`: what its records are of; `width`: numbers in one.
+
+    `form`: float32, bfloat16, int8 (with a scale a record), top or, in half precision, top16 (`TopLogits`).
+    `fill`: what stands at padding.
+    """
+
+    kind: str
+    place: tuple[Any, ...]
+    axis: str
+    width: int
+    form: str
+    scalar: bool = False
+    fill: float = 0.0
+    temperatures: tuple[float, ...] = ()
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        return ".".join(map(str, (self.kind, *self.place))) + ".bin"
+
+    @property
+    def record(self) -> np.dtype[Any]:
+        """The layout of a record."""
+        fields: dict[str, list[Any]] = {
+            "float32": [("values", "<f4", (self.width,))],
+            "bfloat16": [("values", "<i2", (self.width,))],
+            "int8": [("values", "i1", (self.width,)), ("scale", "<f4", (1,))],
+        }
+        for form, values in (("top", "<f4"), ("top16", "<f2")):
+            tails = ("tails", "<f4", (len(self.temperatures),))
+            fields[form] = [("values", values, (TOP,)), ("indices", "<i4", (TOP,)), tails]
+        return np.dtype(fields[self.form])
+
+    def encode(self, rows: Tensor) -> NDArray[Any]:
+        """Records of rows [N, width]."""
+        rows = rows.float().cpu()
+        records = np.empty(len(rows), self.record)
+        if self.form == "float32":
+            records["values"] = rows.numpy()
+        elif self.form == "bfloat16":
+            records["values"] = rows.bfloat16().view(torch.int16).numpy()
+        elif self.form == "int8":
+            scale = (rows.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+            records["values"], records["scale"] = (rows / scale).round().to(torch.int8).numpy(), scale.numpy()
+        else:
+            top = rows.topk(TOP, dim=-1)
+            largest, others = top.values[:, :1], rows.scatter(-1, top.indices, -torch.inf)
+            # Half precision ends at 65504; what lies so far below the largest has no probability.
+            records["values"] = (top.values - largest).clamp(min=-6e4).numpy()
+            records["indices"] = top.indices.numpy()
+            for number, temperature in enumerate(self.temperatures):
+                records["tails"][:, number] = ((others - largest) / temperature).logsumexp(-1).numpy()
+        return records
+
+    def decode(self, records: NDArray[Any], mask: Tensor) -> Tensor | TopLogits:
+        """What the teacher gave, at the places that the mask counts."""
+
+        def spread(field: str, fill: float = 0.0) -> Tensor:
+            return padded(torch.from_numpy(np.ascontiguousarray(records[field])), mask, fill)
+
+        if self.form.startswith("top"):
+            tails = spread("tails")
+            by_temperature = {temperature: tails[..., number] for number, temperature in enumerate(self.temperatures)}
+            return TopLogits(spread("values"), spread("indices").long(), by_temperature)
+        if self.form == "bfloat16":
+            values = torch.from_numpy(np.ascontiguousarray(records["values"])).view(torch.bfloat16)
+            return padded(values, mask, self.fill)
+        values = spread("values", self.fill)
+        if self.form == "int8":
+            values = values.float() * spread("scale")
+        return values.squeeze(-1) if self.scalar else values
+
+
+def padded(values: Tensor, mask: Tensor, fill: float) -> Tensor:
+    """Values [N, W] at the N places of a mask [B] or [B, S]; `fill` at the others."""
+    values = values.to(mask.device)
+    if bool(mask.all()):
+        return values.view(*mask.shape, values.shape[-1])
+    spread = values.new_full((*mask.shape, values.shape[-1]), fill)
+    spread[mask] = values
+    return spread
+
+
+def axes(task: Task, batch: Batch, last: str) -> dict[str, Tensor]:
+    """What counts in a batch, by what a signal may be about: masks [B] of rows or [B, S] of tokens.
+
+    `last`: the teacher's last stack.
+    """
+    batch = batch.get("teacher", batch)
+    masks: dict[str, Tensor] = {"encoder": batch["attention_mask"].bool()}
+    if last == "decoder":
+        masks["decoder"] = task.term_mask(batch, "hidden", "decoder")
+    masks |= {f"{name}.first": first_tokens(mask) for name, mask in masks.items()}
+    masks["row"] = masks["encoder"].new_ones(len(masks["encoder"]))
+    logits = task.term_mask(batch, "logits", last)
+    masks["logits"] = logits if logits.dim() == 2 else masks["row"]
+    return masks
+
+
+@dataclass
+class Plan:
+    """What a cache will hold: its parts, and by axis how many records each example has."""
+
+    parts: list[Part]
+    counts: dict[str, Indices]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all records."""
+        return sum(part.record.itemsize * int(self.counts[part.axis].sum()) for part in self.parts)
+
+    def size_in(self, precision: str) -> int:
+        """Bytes of all records, were the layers kept in another precision."""
+        parts = [part if part.kind == "logits" else replace(part, form=FORMS[precision]) for part in self.parts]
+        return Plan(parts, self.counts).size
+
+
+def probe(task: Task, examples: Examples) -> Batch:
+    """The shortest and the longest example as a batch. Raises `CacheRefused` where chance changes it."""
+    one, two = (examples.read(examples.extremes, seed) for seed in (0, 1))
+    if not all(torch.equal(one[name], two[name]) for name in one if isinstance(one[name], Tensor)):
+        raise CacheRefused(reason=f"{task.name} uses an example's noise without saying that it is `noisy`")
+    return one
+
+
+def plan(
+    task: Task,
+    teacher: TeacherSource,
+    request: Request,
+    examples: Examples,
+    last: str,
+    precision: str,
+    temperatures: Sequence[float],
+) -> Plan:
+    """What the signals of all examples take. Runs the teacher on the shortest and the longest of them."""
+    batch = probe(task, examples)
+    masks, signal = axes(task, batch, last), teacher.signal(batch)
+    parts = []
+    for kind in LAYERED:
+        for place, values in getattr(signal, kind).items():
+            axis = "encoder" if kind == "cross_key" else place[0]
+            if kind == "hidden" and place not in request.hidden:
+                axis = f"{axis}.first"
+            parts.append(Part(kind, place, axis, values.shape[-1], FORMS[precision]))
+    for name, values in signal.logits.items():
+        assert isinstance(values, Tensor)
+        alone = teacher.signal(examples.read(examples.extremes[:1], 0)).logits[name]
+        assert isinstance(alone, Tensor)
+        if masks["logits"].dim() == 1 and alone.shape[1:] != values.shape[1:]:
+            # One number a token of the source (where an answer begins); padding can never be it.
+            fill = float(values[~masks["encoder"]][0])
+            parts.append(Part("logits", (name,), "encoder", 1, "float32", scalar=True, fill=fill))
+        elif last == "decoder" and values.shape[-1] > WIDE:
+            kept, form = tuple(temperatures), "top" if precision == "fp32" else "top16"
+            parts.append(Part("logits", (name,), "logits", values.shape[-1], form, temperatures=kept))
+        else:
+            parts.append(Part("logits", (name,), "logits", values.shape[-1], "float32"))
+    return Plan(parts, _counts(task, examples, last, {part.axis for part in parts}))
+
+
+def _counts(task: Task, examples: Examples, last: str, used: set[str]) -> dict[str, Indices]:
+    counts = {axis: np.zeros(len(examples.lengths), dtype=np.int64) for axis in sorted(used)}
+    for cut in examples.cuts():
+        masks = axes(task, examples.read(cut, 0), last)
+        for axis, values in counts.items():
+            values[cut] = masks[axis].sum(1).cpu().numpy() if masks[axis].dim() == 2 else 1
+    return counts
+
+
+def write(
+    folder: Path,
+    planned: Plan,
+    task: Task,
+    teacher: TeacherSource,
+    examples: Examples,
+    last: str,
+    about: dict[str, Any],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Run the teacher once over all examples and publish the folder.
+
+    `progress(done, all)` counts examples; what it raises ends the writing and leaves nothing behind.
+    """
+    cuts = examples.cuts()
+    biases: dict[str, Tensor] = {}
+    with new_folder(folder) as temporary, ExitStack() as opened:
+        files = {part.file: opened.enter_context((temporary / part.file).open("wb")) for part in planned.parts}
+        done = 0
+        for cut in cuts:
+            batch = examples.read(cut, 0)
+            masks, signal = axes(task, batch, last), teacher.signal(batch)
+            for part in planned.parts:
+                values = getattr(signal, part.kind)[part.place if part.kind != "logits" else part.place[0]]
+                mask = masks[part.axis].to(values.device)
+                files[part.file].write(part.encode(values[mask].view(-1, part.width)).tobytes())
+            for stack, bias in signal.bias.items():
+                if stack not in biases or len(bias) > len(biases[stack]):
+                    biases[stack] = bias.float().cpu().contiguous()
+            done += len(cut)
+            progress(done, len(examples.lengths))
+        opened.close()
+        order = np.concatenate(cuts)
+        index = {f"counts.{axis}": counts for axis, counts in planned.counts.items()}
+        for axis, counts in planned.counts.items():
+            starts = np.empty_like(counts)
+            starts[order] = np.cumsum(counts[order]) - counts[order]
+            index[f"starts.{axis}"] = starts
+        index |= {f"bias.{stack}": bias.numpy() for stack, bias in biases.items()}
+        save_file(index, temporary / INDEX)
+        seal(temporary, {"parts": [asdict(part) for part in planned.parts], "last": last, "about": about})
+
+
+class CachedTeacher:
+    """Signals from a cache: what `LiveTeacher` gives for the same batch, in the cache's precision.
+
+    Batches carry the numbers of their examples under `row`. What does not count (padding) is zero.
+    """
+
+    def __init__(self, folder: Path, task: Task) -> None:
+        contents = sealed(folder)
+        if contents is None:
+            raise CacheRefused(reason=f"{folder} is damaged")
+        self.task, self.last = task, str(contents["last"])
+        given = ({**part, "place": tuple(part["place"])} for part in contents["parts"])
+        self.parts = [Part(**{**part, "temperatures": tuple(part["temperatures"])}) for part in given]
+        index = load_file(folder / INDEX)
+        self.starts, self.counts, self.bias = (
+            {name.split(".", 1)[1]: values for name, values in index.items() if name.startswith(kind)}
+            for kind in ("starts.", "counts.", "bias.")
+        )
+        self.files = {part.file: np.memmap(folder / part.file, part.record, mode="r") for part in self.parts}
+
+    def signal(self, batch: Batch) -> Signal:
+        """Signals of the batch's examples, without gradients."""
+        numbers: Indices = batch["row"].cpu().numpy()
+        masks = axes(self.task, batch, self.last)
+        signal = Signal()
+        found = {axis: self._records(axis, numbers) for axis in self.counts}
+        for part in self.parts:
+            values = part.decode(np.asarray(self.files[part.file][found[part.axis]]), masks[part.axis])
+            getattr(signal, part.kind)[part.place if part.kind != "logits" else part.place[0]] = values
+        for stack, bias in self.bias.items():
+            width = masks[stack].shape[1]
+            signal.bias[stack] = torch.from_numpy(bias[:width, :width]).to(masks[stack].device)
+        return signal
+
+    def _records(self, axis: str, numbers: Indices) -> Indices:
+        """Numbers of the records of some examples, one after the other."""
+        counts = self.counts[axis][numbers]
+        ends = np.cumsum(counts)
+        places: Indices = np.repeat(self.starts[axis][numbers] - (ends - counts), counts) + np.arange(counts.sum())
+        return places
+
+
+def last_stack(teacher: PretrainedConfig) -> str:
+    """Name of the stack that the logits come from."""
+    return family_of(teacher).stacks[-1].name

@@ -1,0 +1,251 @@
+"""Where a phase's teacher signals come from: a teacher that runs beside the student, or its cache on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from nlp_distill.cache import FORMAT, CachedTeacher, Examples, Plan, last_stack, obstacle, plan, probe, write
+from nlp_distill.errors import CacheRefused, CacheTooLarge, Interrupted
+from nlp_distill.loading import load_model
+from nlp_distill.loop import PROGRESS_SECONDS, Rows, to_device
+from nlp_distill.objective import Objective
+from nlp_distill.recipe import Phase
+from nlp_distill.road import Road
+from nlp_distill.rundir import disk_errors, sha256_json
+from nlp_distill.shelf import sealed, sole_writer, teachers_folder, used_now
+from nlp_distill.signals import LAYERED, LiveTeacher, Request, TeacherSource
+from nlp_distill.sources import resolve
+
+AUTO_BYTES = 2e9
+"""What `cache: auto` may write."""
+LIVE, STOPPED = "none", "stopped"
+
+
+def teacher_source(
+    road: Road, phase: Phase, objective: Objective, rows: Rows, student: PretrainedConfig, name: str, key: str
+) -> TeacherSource | None:
+    """The phase's teacher; None when no term needs one.
+
+    `key`: identity of the phase. What `cache: auto` decided for it is kept, so that a resumed run repeats its bits.
+    Raises `CacheRefused`, `CacheTooLarge`, `Interrupted`.
+    """
+    if objective.teacher_config is None or not objective.teacher_request:
+        return None
+    lesson = Lesson(road, phase, objective, objective.teacher_config, rows, student, name, key)
+    settled = None
+    if road.main:
+        try:
+            settled = lesson.settle()
+        except Interrupted:
+            settled = STOPPED
+    settled = road.agreed(settled)
+    if settled == STOPPED:
+        raise Interrupted(step=0, stage=name)
+    return lesson.live if settled == LIVE else CachedTeacher(Path(settled), road.task)
+
+
+@dataclass
+class Lesson:
+    """A phase's rows, its teacher, and what its terms read."""
+
+    road: Road
+    phase: Phase
+    objective: Objective
+    teacher: PretrainedConfig
+    rows: Rows
+    student: PretrainedConfig
+    name: str
+    key: str
+    told: bool = False
+
+    @cached_property
+    def live(self) -> LiveTeacher:
+        """The teacher itself."""
+        road = self.road
+        model = load_model(road.rundir.teacher, road.task.auto_class).to(road.accelerator.device)
+        return LiveTeacher(model, road.task, self.objective.teacher_request, road.setting().autocast)
+
+    @cached_property
+    def examples(self) -> Examples:
+        """The rows as the loop will read them."""
+        road = self.road
+        collate = road.task.collate(road.tokenizer, self.student)
+        device = road.accelerator.device
+        return Examples(
+            self.rows.lengths, lambda numbers, seed: to_device(self.rows.batch(numbers, seed, collate), device)
+        )
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """All that the signals depend on."""
+        road, request = self.road, self.objective.teacher_request
+        twin = self.rows.twin
+        wide = self.teacher.is_encoder_decoder and request.logits
+        return {
+            "format": FORMAT,
+            "teacher": resolve(str(road.rundir.teacher)).identity(),
+            "rows": [fingerprint(features) for features in (self.rows.features, *(twin[:1] if twin else ()))],
+            "batch": _hash_of_batch(probe(road.task, self.examples)),
+            "task": [road.task.name, road.task.options.model_dump(mode="json")],
+            "signals": {field.name: _plain(getattr(request, field.name)) for field in fields(request)},
+            "temperatures": self.objective.temperatures if wide else [],
+            "arithmetic": [str(road.setting().autocast), road.accelerator.device.type, torch.get_num_threads()],
+            "torch": str(torch.__version__),
+        }
+
+    def folder(self, precision: str) -> Path:
+        """Where the cache is, or would be."""
+        return teachers_folder() / sha256_json({**self.described, "precision": precision})[:20]
+
+    def settle(self) -> str:
+        """`none`, or the folder of a cache that is there now."""
+        asked = self.phase.cache
+        settled = self.road.rundir.manifest().get("teaching", {}).get(self.name, {})
+        if asked == "auto" and settled.get("key") == self.key:
+            asked = settled["cache"]
+        if asked == LIVE:
+            return LIVE
+        reason = obstacle(self.road.task, self.teacher, self.phase.losses, asked)
+        if asked == "auto":
+            reason = reason or "over a single epoch a cache saves nothing" * (self.phase.epochs == 1)
+            return self._beside(reason) if reason else self._kept("fp32", automatic=True)
+        if reason:
+            raise CacheRefused(reason=reason)
+        return self._kept(asked, automatic=False)
+
+    def _kept(self, precision: str, automatic: bool) -> str:
+        """Find the cache, or make it where it fits."""
+        folder, found = self.folder(precision), True
+        if sealed(folder) is None:
+            with sole_writer(folder, self._wait):
+                if sealed(folder) is None:
+                    found = False
+                    planned = self._plan(precision)
+                    reason = self._too_large(planned, folder, precision, automatic)
+                    if reason:
+                        return self._beside(reason)
+                    self._remember(precision)
+                    self._write(folder, planned, precision)
+        self._remember(precision)
+        used_now(folder)
+        if found:
+            self.road.notify("note", message=f"the teacher's signals are cached already ({precision}), in {folder}")
+        return str(folder)
+
+    def _plan(self, precision: str) -> Plan:
+        request, temperatures = self.objective.teacher_request, self.objective.temperatures
+        last = last_stack(self.teacher)
+        return plan(self.road.task, self.live, request, self.examples, last, precision, temperatures)
+
+    def _too_large(self, planned: Plan, folder: Path, precision: str, automatic: bool) -> str:
+        """Say the size; why `auto` does not take so much. Raises `CacheTooLarge`."""
+        with disk_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder.parent).free
+        size = shown(planned.size)
+        if automatic and planned.size > min(AUTO_BYTES, free):
+            smaller = " or ".join(f"{name} {shown(planned.size_in(name))}" for name in ("bf16", "int8"))
+            limit = shown(AUTO_BYTES) if free > AUTO_BYTES else f"the {shown(free)} that are free"
+            return f"its cache would take {size}, more than {limit}; `cache:` {smaller}"
+        if planned.size > free:
+            raise CacheTooLarge(size=size, precision=precision, free=shown(free), folder=folder)
+        held = summary(self.objective.teacher_request)
+        self.road.notify("note", message=f"the teacher's signals take {size} ({precision}: {held}), in {folder}")
+        return ""
+
+    def _write(self, folder: Path, planned: Plan, precision: str) -> None:
+        road, shown_at = self.road, time.monotonic()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal shown_at
+            if road.stop():
+                raise Interrupted(step=0, stage=self.name)
+            if time.monotonic() - shown_at >= PROGRESS_SECONDS or done == total:
+                road.notify("progress", stage="the teacher's cache", step=done, steps=total)
+                shown_at = time.monotonic()
+
+        about = {
+            "teacher": road.source.name,
+            "data": road.slices.source,
+            "examples": len(self.rows.lengths),
+            "signals": summary(self.objective.teacher_request),
+            "precision": precision,
+        }
+        last = last_stack(self.teacher)
+        write(folder, planned, road.task, self.live, self.examples, last, about, progress)
+
+    def _wait(self) -> None:
+        """Another run is writing the same cache."""
+        if self.road.stop():
+            raise Interrupted(step=0, stage=self.name)
+        if not self.told:
+            self.road.notify("note", message="another run is caching the same signals; waiting for it")
+        self.told = True
+
+    def _beside(self, reason: str) -> str:
+        self.road.notify("note", message=f"the teacher runs beside the student: {reason}")
+        self._remember(LIVE)
+        return LIVE
+
+    def _remember(self, settled: str) -> None:
+        rundir = self.road.rundir
+        known = rundir.manifest().get("teaching", {})
+        rundir.update_manifest(teaching={**known, self.name: {"key": self.key, "cache": settled}})
+
+
+def summary(request: Request) -> str:
+    """What a request reads, in a few words."""
+    layers = {kind: len(getattr(request, kind)) for kind in (*LAYERED, "first")}
+    named = {"first": "[CLS]"}
+    parts = [f"{count} × {named.get(kind, kind.replace('_', ' '))}" for kind, count in layers.items() if count]
+    return ", ".join(["logits"] * request.logits + parts)
+
+
+def shown(size: float) -> str:
+    """Bytes, for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+def _hash_of_batch(batch: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(batch.items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name}{tuple(value.shape)}".encode() + value.cpu().numpy().tobytes())
+        elif isinstance(value, dict):
+            digest.update(_hash_of_batch(value).encode())
+    return digest.hexdigest()
+
+
+def fingerprint(features: Dataset) -> str:
+    """Hash of tokenised examples, which stands for data, tokenizer, lengths and the task's options at once."""
+    table = features.with_format("arrow")[:]
+    digest = hashlib.sha256()
+    for name in sorted(table.column_names):
+        column = table.column(name)
+        digest.update(f"{name}{column.type}".encode())
+        while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+            digest.update(pc.list_value_length(column).to_numpy().tobytes())
+            column = pc.list_flatten(column)
+        if pa.types.is_primitive(column.type):
+            digest.update(column.to_numpy().tobytes())
+        else:
+            digest.update(json.dumps(column.to_pylist(), ensure_ascii=False, default=str).encode())
+    return digest.hexdigest()

@@ -1,0 +1,329 @@
+"""A teacher's signals from disk against the teacher itself."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from nlp_distill import shelf
+from nlp_distill.cache import CachedTeacher, Examples, obstacle, plan, write
+from nlp_distill.errors import CacheRefused
+from nlp_distill.losses import logits_jsd, logits_kl
+from nlp_distill.signals import LAYERED, LiveTeacher, Request, TopLogits
+from nlp_distill.task import load_task
+from nlp_distill.terms import HiddenTerm, LogitsTerm
+from nlp_distill.testing import tiny_config, tiny_model
+
+LENGTHS = np.array([5, 2, 9, 4, 7, 3, 9, 6])
+TARGETS = np.array([3, 4, 2, 5, 1, 2, 4, 3])
+CLOSE = {"fp32": {"rtol": 1e-5, "atol": 1e-6}, "bf16": {"rtol": 4e-3, "atol": 1e-6}}
+
+
+def assert_close(found, expected, precision):
+    """int8: within half a step of each record's own scale."""
+    if precision == "int8":
+        assert ((found - expected).abs() <= expected.abs().amax(-1, keepdim=True) / 254 + 1e-6).all()
+    else:
+        assert torch.allclose(found.float(), expected, **CLOSE[precision])
+
+
+def ragged(lengths, vocabulary, seed):
+    generator = np.random.default_rng(seed)
+    rows = [torch.tensor(generator.integers(5, vocabulary, length)) for length in lengths]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+class Tokens:
+    """A task whose rows are random tokens, with logits as asked for."""
+
+    name, noisy, distribution = "tokens", False, "softmax"
+
+    def __init__(self, kind="labels", vocabulary=25):
+        self.kind, self.vocabulary = kind, vocabulary
+
+    def read(self, numbers, seed):
+        ids = ragged(LENGTHS, self.vocabulary, 0)[numbers, : LENGTHS[numbers].max()]
+        batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "row": torch.from_numpy(numbers)}
+        if self.kind == "seq2seq":
+            labels = ragged(TARGETS, self.vocabulary, 1)[numbers, : TARGETS[numbers].max()]
+            batch["labels"] = labels.masked_fill(labels == 0, -100)
+            start = torch.full((len(numbers), 1), 2)
+            batch["decoder_input_ids"] = torch.cat([start, labels[:, :-1]], dim=1)
+        if self.kind == "noisy":
+            batch["input_ids"] = batch["input_ids"] + seed
+        return batch
+
+    def logits(self, outputs, batch):
+        if self.kind == "span":
+            outside = batch["attention_mask"] == 0
+            return {name: outputs[f"{name}_logits"].masked_fill(outside, -1e5) for name in ("start", "end")}
+        return {"logits": outputs.logits}
+
+    def term_mask(self, batch, signal, stack):
+        if self.kind == "seq2seq" and (stack == "decoder" or signal == "logits"):
+            return batch["labels"] != -100
+        mask = batch["attention_mask"].bool()
+        return mask.new_ones(len(mask)) if signal == "logits" and self.kind != "tags" else mask
+
+
+def places(stack, *layers):
+    return frozenset((stack, layer) for layer in layers)
+
+
+def cached(folder, model, task, request, precision, last="encoder", temperatures=(1.0,), live=None):
+    live = live or LiveTeacher(model, task, request, None)
+    examples = Examples(LENGTHS, task.read)
+    planned = plan(task, live, request, examples, last, precision, temperatures)
+    write(folder, planned, task, live, examples, last, {"teacher": "tiny"}, lambda done, total: None)
+    return live, CachedTeacher(folder, task)
+
+
+def equal_where_it_counts(live, kept, task, request, precision, last="encoder"):
+    """All signals, on batches that were never made while writing."""
+    for numbers in (np.array([3, 0, 6]), np.array([1]), np.arange(8)):
+        batch = task.read(numbers, 0)
+        expected, found = live.signal(batch), kept.signal(batch)
+        masks = {"encoder": batch["attention_mask"].bool()}
+        if last == "decoder":
+            masks["decoder"] = batch["labels"] != -100
+        for kind in LAYERED:
+            assert getattr(found, kind).keys() == getattr(expected, kind).keys()
+            for place, values in getattr(found, kind).items():
+                theirs = getattr(expected, kind)[place]
+                mask = masks["encoder" if kind == "cross_key" else place[0]]
+                if kind == "hidden" and place not in request.hidden:
+                    mask = mask & (mask.cumsum(1) == 1)
+                assert values.shape == theirs.shape
+                assert_close(values[mask], theirs[mask], precision)
+                assert not values[~mask].any()
+        for stack, bias in expected.bias.items():
+            assert torch.equal(bias, found.bias[stack])
+        for name, logits in expected.logits.items():
+            mask = task.term_mask(batch, "logits", last)
+            assert_close(found.logits[name][mask], logits[mask], "fp32")
+
+
+EVERY = {
+    kind: Request(True, places("encoder", 0, 3), places("encoder", 1), places("encoder", 1), places("encoder", 2))
+    for kind in ("bert", "distilbert", "albert", "mpnet")
+}
+EVERY["mpnet"] |= Request(bias=frozenset({"encoder"}))
+EVERY["t5"] = Request(
+    True,
+    places("encoder", 0) | places("decoder", 2),
+    places("decoder", 1),
+    places("decoder", 1),
+    places("encoder", 3),
+    places("decoder", 3),
+    places("decoder", 3),
+    frozenset({"encoder", "decoder"}),
+    places("decoder", 3),
+)
+EVERY["bart"] = Request(**{**vars(EVERY["t5"]), "bias": frozenset()})
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_every_signal_from_the_cache_is_the_teachers(kind, precision, tmp_path):
+    seq2seq = kind in ("t5", "bart")
+    task, last = Tokens("seq2seq" if seq2seq else "labels"), "decoder" if seq2seq else "encoder"
+    model = tiny_model(kind, "AutoModelForSeq2SeqLM") if seq2seq else tiny_model(kind)
+    live, kept = cached(tmp_path / "c", model, task, EVERY[kind], precision, last)
+    equal_where_it_counts(live, kept, task, EVERY[kind], precision, last)
+
+
+@pytest.mark.parametrize(
+    ("kind", "auto"),
+    [("tags", "AutoModelForTokenClassification"), ("span", "AutoModelForQuestionAnswering")],
+)
+def test_logits_of_tokens(kind, auto, tmp_path):
+    task, request = Tokens(kind), Request(logits=True)
+    live, kept = cached(tmp_path / "c", tiny_model("bert", auto), task, request, "int8")
+    equal_where_it_counts(live, kept, task, request, "int8")
+    batch = task.read(np.array([1, 2]), 0)
+    for name, logits in live.signal(batch).logits.items():
+        if kind == "span":
+            assert_close(kept.signal(batch).logits[name], logits, "fp32")  # padding, too
+
+
+def test_first_tokens_alone(tmp_path):
+    task, request = Tokens(), Request(first=places("encoder", 1, 2), hidden=places("encoder", 2))
+    live, kept = cached(tmp_path / "c", tiny_model("bert"), task, request, "fp32")
+    equal_where_it_counts(live, kept, task, request, "fp32")
+    small, whole = (next(p for p in kept.parts if p.place == ("encoder", layer)) for layer in (1, 2))
+    assert len(kept.files[small.file]) == len(LENGTHS) and len(kept.files[whole.file]) == LENGTHS.sum()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("loss", [logits_kl, logits_jsd])
+def test_wide_logits_keep_the_largest_and_the_weight_of_the_rest(precision, temperature, loss, tmp_path):
+    task, request = Tokens("seq2seq", vocabulary=400), Request(logits=True)
+    model = tiny_model("t5", "AutoModelForSeq2SeqLM", vocab_size=400)
+    live, kept = cached(tmp_path / "c", model, task, request, precision, "decoder", (1.0, 3.0))
+    batch = task.read(np.arange(8), 0)
+    mask = task.term_mask(batch, "logits", "decoder")
+    full, top = live.signal(batch).logits["logits"], kept.signal(batch).logits["logits"]
+    assert isinstance(top, TopLogits)
+    student = torch.randn(full.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    ours, theirs = top.against(student, temperature)
+    chances = (full / temperature).softmax(-1)
+    expected = torch.cat([chances.gather(-1, top.indices), chances.scatter(-1, top.indices, 0).sum(-1, True)], -1)
+    close = {"rtol": 1e-4, "atol": 1e-6} if precision == "fp32" else {"rtol": 5e-3, "atol": 1e-4}
+    assert torch.allclose((theirs / temperature).softmax(-1)[mask], expected[mask], **close)
+    coarse = loss(ours, theirs, mask, temperature=temperature, softmax=True)
+    assert 0 < coarse <= loss(student, full, mask, temperature=temperature, softmax=True) * 1.001
+    coarse.backward()
+    assert torch.isfinite(student.grad).all()
+    assert student.grad[~mask].abs().sum() == 0
+
+
+def test_blocks_above_the_highest_signal_are_not_run():
+    model, calls = tiny_model("bert"), []
+    for number, block in enumerate(model.bert.encoder.layer):
+        block.register_forward_hook(lambda *_, number=number: calls.append(number))
+    batch = Tokens().read(np.arange(3), 0)
+    LiveTeacher(model, Tokens(), Request(hidden=places("encoder", 1), key=places("encoder", 0)), None).signal(batch)
+    assert calls == [0, 1] or calls == [0]  # our hook comes before the one that ends the forward, or after
+    calls.clear()
+    LiveTeacher(model, Tokens(), Request(logits=True, hidden=places("encoder", 1)), None).signal(batch)
+    assert calls == [0, 1, 2, 3]
+
+
+def test_sizes_are_known_before_writing(tmp_path):
+    task, request = Tokens(), EVERY["bert"]
+    live = LiveTeacher(tiny_model("bert"), task, request, None)
+    sizes = {}
+    for precision in ("fp32", "bf16", "int8"):
+        planned = plan(task, live, request, Examples(LENGTHS, task.read), "encoder", precision, [1.0])
+        cached(tmp_path / precision, None, task, request, precision, live=live)
+        files = (tmp_path / precision).glob("*.bin")
+        assert planned.size == sum(file.stat().st_size for file in files)
+        sizes[precision] = planned.size
+        assert planned.size_in("int8") == LENGTHS.sum() * 5 * (32 + 4) + 8 * 2 * 4
+    # Five tensors of width 32, and two logits a row.
+    assert sizes["fp32"] == LENGTHS.sum() * 5 * 32 * 4 + 8 * 2 * 4
+    assert sizes["int8"] == LENGTHS.sum() * 5 * (32 + 4) + 8 * 2 * 4
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "index", "manifest"])
+def test_a_damaged_cache_is_noticed(damage, tmp_path):
+    folder = tmp_path / "c"
+    cached(folder, tiny_model("bert"), Tokens(), Request(hidden=places("encoder", 1)), "fp32")
+    assert shelf.sealed(folder) is not None
+    file = folder / "hidden.encoder.1.bin"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-4])
+    elif damage == "missing":
+        file.unlink()
+    else:
+        file = folder / (shelf.INDEX if damage == "index" else shelf.MANIFEST)
+        content = bytearray(file.read_bytes())
+        content[-12] ^= 1
+        file.write_bytes(bytes(content))
+    assert shelf.sealed(folder) is None
+    with pytest.raises(CacheRefused, match="damaged"):
+        CachedTeacher(folder, Tokens())
+
+
+def test_a_writer_that_stops_leaves_nothing(tmp_path):
+    task, request = Tokens(), Request(logits=True)
+    live = LiveTeacher(tiny_model("bert"), task, request, None)
+    examples = Examples(LENGTHS, task.read)
+    planned = plan(task, live, request, examples, "encoder", "fp32", [])
+
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "c", planned, task, live, examples, "encoder", {}, stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_writers_build_once(tmp_path):
+    built, folder, waited = [], tmp_path / "c", []
+
+    def run():
+        with shelf.sole_writer(folder, lambda: waited.append(1)):
+            if shelf.sealed(folder) is None:
+                time.sleep(1.5)
+                cached(folder, tiny_model("bert"), Tokens(), Request(logits=True), "fp32")
+                built.append(1)
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert built == [1] and waited and shelf.sealed(folder) is not None
+
+
+def test_a_killed_writer_leaves_what_the_next_one_removes(tmp_path):
+    folder = tmp_path / "c"
+    code = f"""
+import time
+from pathlib import Path
+from nlp_distill import rundir, shelf
+folder = Path({str(folder)!r})
+with shelf.sole_writer(folder, lambda: None), rundir.new_folder(folder) as temporary:
+    (temporary / "hidden.bin").write_bytes(b"half")
+    time.sleep(60)
+"""
+    process = subprocess.Popen([sys.executable, "-c", code])
+    limit = time.monotonic() + 60
+    while not list(tmp_path.glob(".c.*/hidden.bin")) and time.monotonic() < limit:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert list(tmp_path.glob(".c.*.tmp")) and not folder.exists()
+    with shelf.sole_writer(folder, lambda: pytest.fail("a dead process holds the cache")):
+        assert not list(tmp_path.glob(".c.*"))
+        cached(folder, tiny_model("bert"), Tokens(), Request(logits=True), "fp32")
+    assert shelf.sealed(folder) is not None
+
+
+@pytest.fixture
+def shelves(tmp_path, monkeypatch):
+    monkeypatch.setenv("NLP_DISTILL_CACHE", str(tmp_path))
+    for name, days in (("old", 40), ("new", 1)):
+        folder = tmp_path / "teachers" / name
+        cached(folder, tiny_model("bert"), Tokens(), Request(logits=True), "fp32")
+        used = time.time() - days * 86_400
+        shelf.os.utime(folder / shelf.MANIFEST, (used, used))
+    (tmp_path / "teachers" / ".gone.123.tmp").mkdir()
+    return tmp_path / "teachers"
+
+
+def test_caches_are_listed_and_pruned(shelves):
+    assert [entry.folder.name for entry in shelf.shelved()] == [".gone.123.tmp", "new", "old"]
+    assert shelf.shelved()[1].line()["teacher"] == "tiny"
+    assert {entry.folder.name for entry in shelf.prune(shelf.age("30d"))} == {"old", ".gone.123.tmp"}
+    assert [entry.folder.name for entry in shelf.shelved()] == ["new"]
+    with shelf.sole_writer(shelves / "new", lambda: None):
+        assert shelf.prune(0) == []
+    assert [entry.folder.name for entry in shelf.prune(0)] == ["new"]
+    assert shelf.shelved() == []
+
+
+def test_what_a_run_reads_may_be_pruned(shelves):
+    task = Tokens()
+    kept = CachedTeacher(shelves / "new", task)
+    shelf.prune(0)
+    assert torch.isfinite(kept.signal(task.read(np.arange(3), 0)).logits["logits"]).all()
+
+
+def test_what_cannot_be_kept_is_said():
+    bert, t5 = tiny_config("bert"), tiny_config("t5")
+    classification, masked = load_task("classification"), load_task("masked_lm")
+    assert obstacle(classification, bert, [LogitsTerm(distance="mse")], "auto") == ""
+    assert "anew in each epoch" in obstacle(masked, bert, [HiddenTerm()], "bf16")
+    assert obstacle(load_task("seq2seq"), t5, [HiddenTerm()], "auto") == ""
+    assert "64 largest" in obstacle(load_task("seq2seq"), t5, [LogitsTerm()], "auto")
+    assert obstacle(load_task("seq2seq"), t5, [LogitsTerm()], "fp32") == ""
+    assert "squared error" in obstacle(load_task("seq2seq"), t5, [LogitsTerm(distance="mse")], "fp32")
+    task = Tokens("noisy")
+    live = LiveTeacher(tiny_model("bert"), task, Request(logits=True), None)
+    with pytest.raises(CacheRefused, match="noise"):
+        plan(task, live, Request(logits=True), Examples(LENGTHS, task.read), "encoder", "fp32", [])
