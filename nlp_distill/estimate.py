@@ -122,9 +122,13 @@ def estimate(name: str, overrides: Sequence[str] = (), out: Path = Path()) -> Es
 def check_disk(folder: Path, recipe: Recipe, task: Task, found: Feasible) -> None:
     """Refuse a run that will not fit beside what its folder holds already. Raises `DiskFull`."""
     need = _disk(recipe, *_parts(task, found), tuned=found.tries > 0)
-    need -= sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    if need > _free(folder):
-        reason = f"the run needs about {need / 1e9:.2f} GB, {_free(folder) / 1e9:.2f} GB are free"
+    try:
+        need -= sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        free = _free(folder)
+    except OSError:
+        return  # No place for a run at all: entering it says why.
+    if need > free:
+        reason = f"the run needs about {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
         raise DiskFull(path=folder, reason=reason)
 
 

@@ -66,7 +66,7 @@ def _check_family(folder: Path, values: dict[str, Any]) -> None:
     model_type = values.get("model_type")
     parts = [values.get(part) for part in ("encoder", "decoder")] if model_type in COMPOSED else []
     for kind in (model_type, *(part.get("model_type") if isinstance(part, dict) else None for part in parts)):
-        if kind not in known_model_types():
+        if not isinstance(kind, str) or kind not in known_model_types():
             raise UnknownFamily(reference=str(folder), model_type=kind, known=", ".join(known_model_types()))
     if values.get("quantization_config") is not None:
         raise ModelUnsafe(

@@ -102,7 +102,7 @@ def test_models_enter_through_one_door():
 
 
 FORBIDDEN = (
-    *("torch.load", "pickle.", "import pickle", "joblib", "dill", "marshal", "shelve", "allow_pickle=True"),
+    *("torch.load", "pickle.", "import pickle", "joblib", "dill", "marshal", "import shelve", "allow_pickle=True"),
     *("trust_remote_code=True", "yaml.load(", "unsafe_load", "full_load", "shell=True", "os.system", "eval(", "exec("),
     *("evaluate.load", "load_dataset(", "hub.load", "importlib.util.spec_from_file_location", "weights_only"),
 )
@@ -112,7 +112,7 @@ def test_nothing_that_runs_data_is_written_anywhere():
     for path in [*modules(CORE), *modules(ROOT / "tasks"), *modules(ROOT / "benchmarks")]:
         for line in path.read_text(encoding="utf-8").split("\n"):
             code = line.replace(".eval()", "").replace("model.eval(", "")
-            assert not [word for word in FORBIDDEN if re.search(rf"(?<![\w.]){re.escape(word)}", code)], (
+            assert not [word for word in FORBIDDEN if re.search(rf"(?<![\w.]){re.escape(word)}(?![a-z])", code)], (
                 f"{path}: {line}"
             )
 
