@@ -81,8 +81,25 @@ def export_fp32(model: Path, pipeline_task: str, folder: Path) -> None:
         if "decoder_model_merged.onnx" in written:
             # The merged decoder holds both of the others.
             written -= {"decoder_model.onnx", "decoder_with_past_model.onnx"}
+            _name_in_order(Path(scratch) / "decoder_model_merged.onnx")
         for name in written:
             shutil.copyfile(Path(scratch) / name, folder / name)
+
+
+def _name_in_order(file: Path) -> None:
+    """Give shared weights names by their place: Optimum picks one of two from a set, another in each process."""
+    import onnx
+
+    model = onnx.load(file, load_external_data=False)
+    names = {tensor.name: f"shared_{number}" for number, tensor in enumerate(model.graph.initializer)}
+    for tensor in model.graph.initializer:
+        tensor.name = names[tensor.name]
+    graphs = [model.graph]
+    for graph in graphs:
+        for node in graph.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            graphs += [part.g for part in node.attribute if part.type == onnx.AttributeProto.GRAPH]
+    onnx.save(model, file)
 
 
 def quantize_int8(model: Path, folder: Path, settings: Export) -> dict[str, Any]:
