@@ -280,7 +280,9 @@ def clean_copy(folder: Path, weights: bool = False, tokenizer: bool = False) -> 
     linked: list[str] = []
     if weights:
         linked += weight_files(folder)
-        if linked and linked != ["model.safetensors"]:
+        if not linked:
+            raise ModelNotFound(reference=folder, reason="it has no model.safetensors", fix="Get the files anew.")
+        if linked != ["model.safetensors"]:
             written[INDEX] = {"metadata": {}, "weight_map": read_json(folder, INDEX)["weight_map"]}
         if inside(folder, "generation_config.json"):
             written["generation_config.json"] = read_settings(folder, "generation_config.json")
