@@ -6,6 +6,7 @@ import pytest
 import sacrebleu
 from datasets import Dataset
 
+from nlp_distill.loading import load_model, load_tokenizer, save_model
 from nlp_distill.prediction import variant_pipeline
 from nlp_distill.recipe import Data
 from nlp_distill.scores import predict
@@ -67,8 +68,11 @@ def test_generated_texts_as_the_evaluator_scores_them(tmp_path, kind, beams):
     given = list({row["source"]: row for row in tiny_reversals(40)}.values())
     task = load_task("seq2seq", {"num_beams": beams, "max_target_length": 8})
     rows = task.load_data(Data(dataset=write_split(tmp_path / "d", given, 0.5)))["validation"]
-    pipe = variant_pipeline(save_tiny(tmp_path / "m", kind, task.auto_class), task, None)
-    task.configure(pipe.model)
+    folder = save_tiny(tmp_path / "m", kind, task.auto_class)
+    model = load_model(folder, task.auto_class)
+    task.configure(model)
+    save_model(model, load_tokenizer(folder), folder)
+    pipe = variant_pipeline(folder, task, None)
     raw = predict(pipe, task, rows)  # one by one, as the evaluator asks: padding may turn near ties of beams
     found = evaluate.evaluator("text2text-generation").compute(
         model_or_pipeline=pipe,
