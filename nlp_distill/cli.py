@@ -147,6 +147,8 @@ def _run(
     if as_json:
         sys.stdout.write(json.dumps(results if until == "results" else {"run": str(finished.path)}) + "\n")
     elif until == "results":
+        # Rather lines that a narrow terminal wraps than names cut short.
+        out_console.width = max(out_console.width, 100)
         out_console.print(results_table(results))
         for line in [*verdict(results), "", *next_lines(finished.path, results)]:
             out_console.print(line, highlight=False, markup=False, soft_wrap=True)
