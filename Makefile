@@ -2,6 +2,8 @@
 PYTHON ?= python3
 EXTRAS ?= onnx,quickstart,dev
 BIN := .venv/bin
+# One thread a process, a process a core: tests are many and small. A file stays together, for what its tests share.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 # pip reads PIP_FIND_LINKS, uv does not: where a machine offers its own wheels (a CPU build of torch), uv takes them too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export TOKENIZERS_PARALLELISM := false
@@ -26,10 +28,10 @@ quickstart: setup  ## Distil a sentiment classifier from a real teacher on real 
 	HF_HUB_OFFLINE=1 $(BIN)/nlp-distill run quickstart
 
 test: setup  ## All tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: setup  ## All tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: setup  ## Style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

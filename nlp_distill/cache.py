@@ -208,6 +208,8 @@ def plan(
 ) -> Plan:
     """What the signals of all examples take. Runs the teacher on the shortest and the longest of them."""
     batch = probe(task, examples)
+    if request.logits and not all(_by_example(task, examples.read(some, 0), last) for some in _some(examples)):
+        raise CacheRefused(reason=f"the logits of {task.name} are of places that it picks in an example")
     masks, signal = axes(task, batch, last), teacher.signal(batch)
     parts = []
     for kind in LAYERED:
@@ -230,6 +232,17 @@ def plan(
         else:
             parts.append(Part("logits", (name,), "logits", values.shape[-1], "float32"))
     return Plan(parts, _counts(task, examples, last, {part.axis for part in parts}))
+
+
+def _some(examples: Examples) -> list[Indices]:
+    return [examples.extremes, examples.extremes[:1]]
+
+
+def _by_example(task: Task, batch: Batch, last: str) -> bool:
+    """Whether logits come one an example, or one a token of it."""
+    batch = batch.get("teacher", batch)
+    mask = task.term_mask(batch, "logits", last)
+    return mask.dim() == 2 or len(mask) == len(batch["attention_mask"])
 
 
 def _counts(task: Task, examples: Examples, last: str, used: set[str]) -> dict[str, Indices]:

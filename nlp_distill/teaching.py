@@ -122,7 +122,10 @@ class Lesson:
         reason = obstacle(self.road.task, self.teacher, self.phase.losses, asked)
         if asked == "auto":
             reason = reason or "over a single epoch a cache saves nothing" * (self.phase.epochs == 1)
-            return self._beside(reason) if reason else self._kept("fp32", automatic=True)
+            try:
+                return self._beside(reason) if reason else self._kept("fp32", automatic=True)
+            except CacheRefused as error:
+                return self._beside(str(error.fields["reason"]))
         if reason:
             raise CacheRefused(reason=reason)
         return self._kept(asked, automatic=False)

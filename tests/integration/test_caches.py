@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import nlp_distill
-from nlp_distill import shelf, teaching
+from nlp_distill import shelf, stages, teaching
 from nlp_distill.errors import CacheTooLarge, Interrupted
 from nlp_distill.testing import WORDS
 
@@ -123,6 +123,7 @@ def test_a_cache_cut_short_is_made_again(tiny_recipe, tmp_path):
 def test_what_does_not_fit_is_refused_or_run_live(tiny_recipe, tmp_path, monkeypatch):
     recipe = tiny_recipe()
     monkeypatch.setattr(teaching.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(stages, "check_disk", lambda *_: None)
     with pytest.raises(CacheTooLarge, match=r"need .* MB in bf16, but only 0.0 MB are free"):
         distilled(recipe, tmp_path / "run", "distill.cache=bf16")
     _, told = distilled(recipe, tmp_path / "live")

@@ -248,6 +248,7 @@ def test_a_shared_encoder_and_models_that_do_not_fit(tiny_recipe, tmp_path):
         with pytest.raises(ModelUnfit, match=words):
             nlp_distill.run(seq2seq_recipe(tiny_recipe, tmp_path, teacher), out=tmp_path / "refused")
     bert = str(save_tiny(tmp_path / "bert", "bert", "AutoModel"))
+    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST}, export=[])
     with pytest.raises(ModelUnfit, match="no AutoModelForSeq2SeqLM of this type"):
         nlp_distill.run(recipe, f"student={{model: {bert}}}", out=tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
