@@ -127,17 +127,20 @@ def killed_inside_a_write(recipe: Path, out: Path, processes: int, generator: ra
     return bool(half_written(out))
 
 
-def killed_somewhere(recipe: Path, out: Path, processes: int, generator: random.Random) -> str:
-    """Kill at a random moment between the first event and the last; the stage that it hit."""
+def killed_somewhere(recipe: Path, out: Path, processes: int, generator: random.Random) -> str | None:
+    """Kill at a random moment between the first event and the last; the stage that it hit, None if it had ended."""
     process, share = start(recipe, out, processes), generator.random()
     reference = reading(out.parent / f"reference-{processes}")
-    begun, target = None, share * (reference[-1]["time"] - reference[0]["time"])
+    begun, target, killed = None, share * (reference[-1]["time"] - reference[0]["time"]), False
     while process.poll() is None:
         events = reading(out)
         begun = begun or (time.monotonic() if events else None)
         if begun and time.monotonic() - begun >= target:
             kill(process)
+            killed = True
         time.sleep(0.005)
+    if not killed:
+        return None
     stages = [event["stage"] for event in reading(out) if event["event"] == "stage"]
     return stages[-1] if stages else "start"
 
@@ -188,7 +191,9 @@ def main() -> None:
                     "half_written": killed_inside_a_write(recipe, out, processes, generator),
                 }
             else:
-                row |= {"where": killed_somewhere(recipe, out, processes, generator)}
+                while (where := killed_somewhere(recipe, out, processes, generator)) is None:
+                    shutil.rmtree(out)
+                row |= {"where": where}
             row["exit"] = finish(recipe, out, processes)
             row["same"] = row["exit"] == 0 and outcome(out) == expected[task, processes]
             rows.append(row)
