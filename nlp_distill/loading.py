@@ -64,7 +64,8 @@ def load_config(folder: Path, **settings: Any) -> PretrainedConfig:
 def _check_family(folder: Path, values: dict[str, Any]) -> None:
     """Only architectures that we know, with weights that are numbers as they are."""
     model_type = values.get("model_type")
-    parts = [values.get(part) for part in ("encoder", "decoder")] if model_type in COMPOSED else []
+    composed = isinstance(model_type, str) and model_type in COMPOSED
+    parts = [values.get(part) for part in ("encoder", "decoder")] if composed else []
     for kind in (model_type, *(part.get("model_type") if isinstance(part, dict) else None for part in parts)):
         if not isinstance(kind, str) or kind not in known_model_types():
             raise UnknownFamily(reference=str(folder), model_type=kind, known=", ".join(known_model_types()))
