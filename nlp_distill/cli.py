@@ -14,10 +14,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from nlp_distill import __version__
 from nlp_distill.errors import InputInvalid, Interrupted, NlpDistillError, shown
+from nlp_distill.verbs import caches, recipes
+from nlp_distill.verbs.common import (
+    ControlOption,
+    JsonOption,
+    OutOption,
+    OverrideOption,
+    RecipeArgument,
+    RedoOption,
+    err,
+    out_console,
+    say,
+)
 
 EXIT_CODES = {
     0: "ok",
@@ -37,22 +48,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-recipes_app = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(recipes_app, name="recipes")
-cache_app = typer.Typer(help="List and remove cached teachers' signals.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(cache_app, name="cache")
-
-err = Console(stderr=True)
-out_console = Console()
-
-RecipeArgument = Annotated[
-    str, typer.Argument(help="A recipe file, the name of a shipped recipe, or the folder of a run.")
-]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Folder of the run (default: runs/NAME).")]
-OverrideOption = Annotated[list[str] | None, typer.Option("-o", help="Override a setting: key.path=value; repeatable.")]
-RedoOption = Annotated[bool, typer.Option("--redo", help="Make stages whose settings changed anew.")]
-ControlOption = Annotated[bool, typer.Option("--control", help="Also train the same student on labels only.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+app.add_typer(recipes.app, name="recipes")
+app.add_typer(caches.app, name="cache")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -151,7 +148,7 @@ def _run(
         out_console.width = max(out_console.width, 100)
         out_console.print(results_table(results))
         for line in [*verdict(results), "", *next_lines(finished.path, results)]:
-            out_console.print(line, highlight=False, markup=False, soft_wrap=True)
+            say(line)
     else:
         out_console.print(f"{until}: done, in {finished.path}", highlight=False)
 
@@ -238,7 +235,7 @@ def estimate(
         sys.stdout.write(json.dumps(asdict(found)) + "\n")
         return
     for line in [f"{recipe}:", *found.lines()]:
-        out_console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
 
 
 @app.command()
@@ -253,111 +250,13 @@ def doctor(
 
     checks = [*(check_recipe(recipe, override or []) if recipe else []), *(check_model(model, task) if model else [])]
     for line in [*report(), *checks]:
-        out_console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
     sys.stdout.write(f"{__version__}\n")
-
-
-@recipes_app.command("list")
-def recipes_list(as_json: JsonOption = False) -> None:
-    """List the shipped recipes."""
-    from nlp_distill.recipe_file import shipped_recipes
-
-    shipped = {name: _summary(path) for name, path in sorted(shipped_recipes().items())}
-    if as_json:
-        sys.stdout.write(json.dumps(shipped) + "\n")
-        return
-    width = max(len(name) for name in shipped)
-    for name, summary in shipped.items():
-        out_console.print(f"{name:<{width}}  {summary}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _summary(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").split("\n", 1)[0]
-    return first.lstrip("# ")
-
-
-@recipes_app.command("show")
-def recipes_show(
-    name: RecipeArgument,
-    resolved: Annotated[bool, typer.Option("--resolved", help="With every default.")] = False,
-) -> None:
-    """Print a recipe."""
-    from nlp_distill.recipe_file import find_recipe, load_recipe, recipe_text, write_recipe
-
-    text = write_recipe(load_recipe(name)) if resolved else recipe_text(find_recipe(name))
-    sys.stdout.write(text)
-
-
-@recipes_app.command("copy")
-def recipes_copy(
-    name: Annotated[str, typer.Argument(help="A shipped recipe, or the name of a task, for example classification.")],
-    target: Annotated[Path, typer.Argument(help="The file to write.")],
-    data: Annotated[
-        str | None,
-        typer.Option("--data", help="Your CSV, TSV, JSON lines or Parquet file, or folder of them."),
-    ] = None,
-    teacher: Annotated[str | None, typer.Option("--teacher", help="Your teacher: a folder or Hub id.")] = None,
-) -> None:
-    """Write a recipe to edit, with the columns of your data guessed."""
-    from nlp_distill.starter import copy_recipe
-
-    for line in copy_recipe(name, target, data, teacher):
-        out_console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-@recipes_app.command("validate")
-def recipes_validate(name: RecipeArgument, override: OverrideOption = None) -> None:
-    """Check a recipe; every problem is listed at once."""
-    from nlp_distill.recipe_file import load_recipe
-
-    recipe = load_recipe(name, override or [])
-    out_console.print(f"{name}: valid (sha256 {recipe.sha256()[:12]})", highlight=False)
-
-
-@recipes_app.command("schema")
-def recipes_schema() -> None:
-    """Print the JSON Schema of recipes."""
-    from nlp_distill.recipe import Recipe
-
-    sys.stdout.write(json.dumps(Recipe.model_json_schema(), indent=2) + "\n")
-
-
-@cache_app.command("list")
-def cache_list(as_json: JsonOption = False) -> None:
-    """List what runs keep of their teachers: whose signals, of which data, how precise, how large, last used when."""
-    from nlp_distill.display import caches_table
-    from nlp_distill.shelf import shelved, teachers_folder
-
-    entries = shelved()
-    if as_json:
-        sys.stdout.write(json.dumps([entry.line() for entry in entries]) + "\n")
-        return
-    if entries:
-        out_console.print(caches_table(entries))
-    total = sum(entry.size for entry in entries)
-    out_console.print(f"{len(entries)} in {teachers_folder()}, {total / 1e6:,.1f} MB", highlight=False, soft_wrap=True)
-
-
-@cache_app.command("prune")
-def cache_prune(
-    older_than: Annotated[
-        str, typer.Option("--older-than", help="Remove what was not used for so long: 30d, 12h, 45m.")
-    ] = "30d",
-    everything: Annotated[bool, typer.Option("--all", help="Remove all of it.")] = False,
-) -> None:
-    """Remove what was not used lately, and what killed runs left; what a later run needs it makes again."""
-    from nlp_distill.shelf import age, prune
-
-    removed = prune(0.0 if everything else age(older_than))
-    for entry in removed:
-        line = f"{entry.folder.name}: {entry.line()['teacher']}, {entry.size / 1e6:,.1f} MB"
-        out_console.print(line, highlight=False, markup=False, soft_wrap=True)
-    out_console.print(f"freed {sum(entry.size for entry in removed) / 1e6:,.1f} MB", highlight=False)
 
 
 if __name__ == "__main__":

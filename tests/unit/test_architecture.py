@@ -28,6 +28,7 @@ TIERS = [
     {"variants", "doctor", "estimate", "teaching"},
     {"stages"},
     {"display", "reference"},
+    {"verbs"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(TIERS) for room in rooms}
@@ -45,6 +46,7 @@ NO_TORCH = [
     "shelf",
     "loading",
     "display",
+    "verbs.common",
     "cli",
 ]
 
