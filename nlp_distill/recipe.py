@@ -191,6 +191,11 @@ class Student(Settings):
     )
     model: str | None = Field(None, description="Start from this checkpoint instead (an earlier run's `model/` too).")
     config: Shape | None = Field(None, description="Start from random weights in this shape instead.")
+    vocabulary: Literal["keep", "trim"] = Field(
+        "keep",
+        description="`trim`: of the teacher's vocabulary only what the training rows use, and what spells the rest; "
+        "for encoders. See docs/lean.md.",
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> Student:
@@ -202,6 +207,8 @@ class Student(Settings):
                 "give exactly one of `layers`, `encoder_layers` and `decoder_layers`, `model`, `config` "
                 f"(given: {named or 'none'})"
             )
+        if self.model is not None and self.vocabulary == "trim":
+            raise ValueError("`vocabulary: trim` needs the teacher's tokenizer: give `layers` or `config`, not `model`")
         return self
 
     @property

@@ -213,14 +213,21 @@ def first_suffices(task: Task, config: PretrainedConfig, request: Request, token
 class LiveTeacher:
     """Signals from a teacher that runs beside the student; without logits only as far as its highest layer read.
 
-    `first`: its last layer is run for the first token alone (`first_suffices`).
+    `first`: its last layer is run for the first token alone (`first_suffices`); `ids`: the teacher's id of each of
+    the student's, where they share a tokenizer that numbers them otherwise (`vocabulary`).
     """
 
     def __init__(
-        self, model: PreTrainedModel, task: Task, request: Request, autocast: torch.dtype | None, first: bool = False
+        self,
+        model: PreTrainedModel,
+        task: Task,
+        request: Request,
+        autocast: torch.dtype | None,
+        first: bool = False,
+        ids: Tensor | None = None,
     ) -> None:
         check_request(model.config, request, "teacher")
-        self.first = first
+        self.first, self.ids = first, ids
         self.model, self.task, self.request, self.autocast = model.eval(), task, request, autocast
         model.requires_grad_(False)
         self.encoder_shared = False
@@ -235,6 +242,9 @@ class LiveTeacher:
     def signal(self, batch: Batch) -> Signal:
         """Signals of the batch's examples, without gradients."""
         theirs: Batch = batch.get("teacher", batch)
+        if self.ids is not None:
+            self.ids = self.ids.to(theirs["input_ids"].device)
+            theirs = {**theirs, "input_ids": self.ids[theirs["input_ids"]]}
         device = theirs["input_ids"].device.type
         with (
             torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
@@ -244,7 +254,7 @@ class LiveTeacher:
             outputs = self.model(**model_inputs(theirs))
         if self.request.logits:
             logits = self.task.logits(outputs, theirs)
-            signal.logits.update(logits if theirs is batch else self.task.align(logits, batch, theirs))
+            signal.logits.update(self.task.align(logits, batch, theirs) if "teacher" in batch else logits)
         if self.encoder_shared:
             signal.encoded = outputs.encoder_last_hidden_state
         return signal

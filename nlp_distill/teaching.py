@@ -77,8 +77,9 @@ class Lesson:
         """The teacher itself."""
         road = self.road
         model = load_model(road.rundir.teacher, road.task.auto_class).to(road.accelerator.device)
+        ids = road.trim.ids() if road.trim is not None else None
         return LiveTeacher(
-            model, road.task, self.objective.teacher_request, road.setting().autocast, first=self.first_suffices
+            model, road.task, self.objective.teacher_request, road.setting().autocast, self.first_suffices, ids
         )
 
     @property
@@ -103,11 +104,17 @@ class Lesson:
         road, request = self.road, self.objective.teacher_request
         twin = self.rows.twin
         wide = self.teacher.is_encoder_decoder and request.logits
+        batch = probe(road.task, self.examples)
+        features = self.rows.features
+        if road.trim is not None:
+            # The teacher reads its own ids: runs with other vocabularies share its signals.
+            features = road.trim.theirs(features)
+            batch = {**batch, "input_ids": road.trim.ids()[batch["input_ids"].cpu()]}
         return {
             "format": FORMAT,
             "teacher": resolve(str(road.rundir.teacher)).identity(),
-            "rows": [fingerprint(features) for features in (self.rows.features, *(twin[:1] if twin else ()))],
-            "batch": _hash_of_batch(probe(road.task, self.examples)),
+            "rows": [fingerprint(read) for read in (features, *(twin[:1] if twin else ()))],
+            "batch": _hash_of_batch(batch),
             "task": [road.task.name, road.task.options.model_dump(mode="json")],
             "signals": {field.name: _plain(getattr(request, field.name)) for field in fields(request)},
             "temperatures": self.objective.temperatures if wide else [],

@@ -20,7 +20,7 @@ TIERS = [
     {"sources", "shelf", "first_token"},
     {"hub_data"},
     {"recipe_file", "loading", "signals", "losses", "batches", "checkpoint", "data"},
-    {"student", "prediction", "stage_keys", "precision", "starter", "starts", "testing", "cache"},
+    {"student", "vocabulary", "prediction", "stage_keys", "precision", "starter", "starts", "testing", "cache"},
     {"objective", "scores"},
     {"loop"},
     {"teacher", "exports", "measuring"},
