@@ -89,6 +89,10 @@ class Training(Settings):
     micro_batch_tokens: Whole = Field(
         4096, ge=1, description="Most tokens, padding counted, in one forward; lower it when memory is short."
     )
+    lean: bool = Field(
+        True,
+        description="Run the last layer of a classifier for [CLS] alone where no term reads its other tokens: exact.",
+    )
     checkpoint_minutes: Number = Field(
         5.0, ge=0, description="Minutes between checkpoints inside an epoch (0: each step)."
     )

@@ -27,7 +27,7 @@ from nlp_distill.recipe import Phase
 from nlp_distill.road import Road
 from nlp_distill.rundir import disk_errors, sha256_json
 from nlp_distill.shelf import prune, sealed, sole_writer, teachers_folder, used_now
-from nlp_distill.signals import LAYERED, LiveTeacher, Request, TeacherSource
+from nlp_distill.signals import LAYERED, LiveTeacher, Request, TeacherSource, first_suffices
 from nlp_distill.sources import resolve
 
 AUTO_BYTES = 2e9
@@ -79,7 +79,15 @@ class Lesson:
         """The teacher itself."""
         road = self.road
         model = load_model(road.rundir.teacher, road.task.auto_class).to(road.accelerator.device)
-        return LiveTeacher(model, road.task, self.objective.teacher_request, road.setting().autocast)
+        return LiveTeacher(
+            model, road.task, self.objective.teacher_request, road.setting().autocast, first=self.first_suffices
+        )
+
+    @property
+    def first_suffices(self) -> bool:
+        """Whether the teacher's last layer is run for the first token alone."""
+        road, request = self.road, self.objective.teacher_request
+        return self.phase.lean and first_suffices(road.task, self.teacher, request, road.teacher_tokenizer)
 
     @cached_property
     def examples(self) -> Examples:
@@ -106,6 +114,7 @@ class Lesson:
             "signals": {field.name: _plain(getattr(request, field.name)) for field in fields(request)},
             "temperatures": self.objective.temperatures if wide else [],
             "arithmetic": [str(road.setting().autocast), road.accelerator.device.type, torch.get_num_threads()],
+            "first": self.first_suffices,
             "torch": str(torch.__version__),
         }
 

@@ -17,7 +17,7 @@ TIERS = [
     {"terms", "trouble"},
     {"recipe"},
     {"task", "rundir", "families", "vetting"},
-    {"sources", "shelf"},
+    {"sources", "shelf", "first_token"},
     {"hub_data"},
     {"web", "recipe_file", "loading", "signals", "losses", "batches", "checkpoint", "data"},
     {"student", "stage_keys", "precision", "starter", "starts", "testing", "cache"},
