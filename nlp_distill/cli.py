@@ -142,8 +142,8 @@ def _run(
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
-        sys.stdout.write(json.dumps(results if until == "results" else {"run": str(finished.path)}) + "\n")
-    elif until == "results":
+        sys.stdout.write(json.dumps(results if until == "publish" else {"run": str(finished.path)}) + "\n")
+    elif until == "publish":
         # Rather lines that a narrow terminal wraps than names cut short.
         out_console.width = max(out_console.width, 100)
         out_console.print(results_table(results))
@@ -164,7 +164,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe from data to proof: teacher, student, exports, scores, latency, one table."""
-    _run(recipe, out, override, redo, control, "results", as_json, strict)
+    _run(recipe, out, override, redo, control, "publish", as_json, strict)
 
 
 STAGE_VERBS = {

@@ -96,7 +96,7 @@ class LoopbackHub:
         from unittest import mock
 
         from huggingface_hub import constants, file_download
-        from huggingface_hub.utils import reset_sessions
+        from huggingface_hub.utils._http import reset_sessions
 
         variables = self.environment(home, token, offline)
         template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
