@@ -47,8 +47,10 @@ def pareto_svg(results: dict[str, Any]) -> str:
     )
     parts.append(f'<polyline points="{line}" fill="none" stroke="#1d4ed8" stroke-dasharray="5 4" opacity="0.6"/>')
     largest = max(v["bytes"] for v, _ in shown)
-    for number, (variant, ms) in enumerate(shown):
-        parts += _point(variant, metric, x(ms), y, 4 + 9 * math.sqrt(variant["bytes"] / largest), number % 2 == 0)
+    drawn = [(v, x(ms), 4 + 9 * math.sqrt(v["bytes"] / largest)) for v, ms in sorted(shown, key=lambda pair: pair[1])]
+    parts += [part for variant, place, radius in drawn for part in _point(variant, metric, place, y, radius)]
+    # Over all circles, above and below in turn: neighbours share the room.
+    parts += [_label(v, metric, place, y, radius, bool(n % 2)) for n, (v, place, radius) in enumerate(drawn)]
     about = escape(f"{metric} against latency of {len(shown)} variants")
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
@@ -76,18 +78,24 @@ def _axes(metric: str, results: dict[str, Any], x: Any, y: Any, times: Any, scor
     return parts
 
 
-def _point(variant: dict[str, Any], metric: str, x: float, y: Any, radius: float, above: bool) -> list[str]:
+def _point(variant: dict[str, Any], metric: str, x: float, y: Any, radius: float) -> list[str]:
     colour = COLOURS.get(variant["name"], COLOURS["student"])
     score, (low, high) = variant["score"][metric], variant["score_ci95"]
-    told = f"{variant['name']}: {score:.2f}, {variant['bytes'] / 1e6:.1f} MB"
-    side = "start" if x < WIDTH * 0.2 else "end" if x > WIDTH * 0.8 else "middle"
-    text = y(score) - radius - 6 if above else y(score) + radius + 15
     return [
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y(high):.1f}" y2="{y(low):.1f}" stroke="{colour}" opacity="0.5"/>',
         f'<circle cx="{x:.1f}" cy="{y(score):.1f}" r="{radius:.1f}" fill="{colour}" fill-opacity="0.75"/>',
-        f'<text x="{x:.1f}" y="{text:.1f}" fill="#111827" text-anchor="{side}" paint-order="stroke" stroke="#ffffff" '
-        f'stroke-width="3">{escape(told)}</text>',
     ]
+
+
+def _label(variant: dict[str, Any], metric: str, x: float, y: Any, radius: float, above: bool) -> str:
+    score = variant["score"][metric]
+    told = f"{variant['name']}: {score:.2f}, {variant['bytes'] / 1e6:.1f} MB"
+    side = "start" if x < WIDTH * 0.2 else "end" if x > WIDTH * 0.8 else "middle"
+    place = y(score) - radius - 6 if above else y(score) + radius + 15
+    return (
+        f'<text x="{x:.1f}" y="{place:.1f}" fill="#111827" text-anchor="{side}" paint-order="stroke" stroke="#ffffff" '
+        f'stroke-width="3">{escape(told)}</text>'
+    )
 
 
 def _ticks(low: float, high: float) -> list[float]:

@@ -20,7 +20,7 @@ TIERS = [
     {"sources", "shelf"},
     {"hub_data", "hub"},
     {"recipe_file", "loading", "signals", "losses", "batches", "checkpoint", "data"},
-    {"student", "prediction", "stage_keys", "precision", "starter", "starts", "testing", "cache"},
+    {"student", "prediction", "stage_keys", "precision", "starter", "starts", "testing", "cache", "asking"},
     {"objective", "scores"},
     {"loop"},
     {"teacher", "exports", "measuring"},
