@@ -25,6 +25,7 @@ TITLES = {
     "evaluate": "Scoring",
     "measure": "Measuring",
     "results": "Results",
+    "publish": "Publishing",
 }
 
 
@@ -67,7 +68,7 @@ class Display:
         for bar in list(self.bars.values()):
             self.progress.remove_task(bar)
         self.bars.clear()
-        if state == "skipped" and stage != "data":
+        if state == "skipped" and stage not in ("data", "publish"):
             self._say(f"{TITLES[stage]}: already there")
         elif state == "started" and stage not in ("data", "results"):
             self._say(f"{TITLES[stage]} …")

@@ -315,6 +315,29 @@ class TokenUnfit(UserError):
     """The token in {source} cannot be used: {reason}; make one with `python -c "import secrets; print(secrets.token_urlsafe(32))"`."""
 
 
+# The Hub
+
+
+class PublishRefused(UserError):
+    """Nothing was published to '{repository}': {reason}. {fix}"""
+
+
+class PublishFailed(NlpDistillError):
+    """Nothing was published to '{repository}' yet: {reason}. Files that have arrived are not sent again: run the same command later."""
+
+
+class CollectionRefused(UserError):
+    """'{repository}' is published, but is not in the collection '{collection}': {reason}. {fix}"""
+
+
+class SecretFound(UserError):
+    """{file} holds {what}, and nothing was published; remove it there, and take the token back if others saw it."""
+
+
+class CardUntrue(UserError):
+    """{file}: {reason}; correct it, or delete it and it is written anew."""
+
+
 # Run folders
 
 
@@ -328,6 +351,10 @@ class StageChanged(RunFolderError):
 
 class RunFolderNotFound(RunFolderError):
     """'{folder}' is not the folder of a run (no recipe.yaml in it); give a recipe or the folder that `nlp-distill run` printed."""
+
+
+class ResultsMissing(RunFolderError):
+    """'{folder}' has no results yet; finish it with `nlp-distill run {folder}`."""
 
 
 class RunFolderForeign(RunFolderError):
