@@ -17,7 +17,7 @@ import typer
 
 from nlp_distill import __version__
 from nlp_distill.errors import InputInvalid, Interrupted, NlpDistillError, shown
-from nlp_distill.verbs import caches, recipes
+from nlp_distill.verbs import caches, recipes, reports
 from nlp_distill.verbs.common import (
     ControlOption,
     JsonOption,
@@ -50,6 +50,7 @@ app = typer.Typer(
 )
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(caches.app, name="cache")
+app.command("report")(reports.report)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -142,8 +143,8 @@ def _run(
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
-        sys.stdout.write(json.dumps(results if until == "results" else {"run": str(finished.path)}) + "\n")
-    elif until == "results":
+        sys.stdout.write(json.dumps(results if until == "report" else {"run": str(finished.path)}) + "\n")
+    elif until == "report":
         # Rather lines that a narrow terminal wraps than names cut short.
         out_console.width = max(out_console.width, 100)
         out_console.print(results_table(results))
@@ -163,8 +164,8 @@ def run(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when the budget is missed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a recipe from data to proof: teacher, student, exports, scores, latency, one table."""
-    _run(recipe, out, override, redo, control, "results", as_json, strict)
+    """Run a recipe from data to proof: teacher, student, exports, scores, latency, one table, one report."""
+    _run(recipe, out, override, redo, control, "report", as_json, strict)
 
 
 STAGE_VERBS = {

@@ -24,6 +24,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "evaluate": ("export", "control"),
     "measure": ("export", "control"),
     "results": ("evaluate", "measure"),
+    "report": ("results",),
 }
 """The stages in order, each with those whose output it reads."""
 

@@ -1,4 +1,4 @@
-"""The road: data → teacher → student → distill → control → export → evaluate → measure → results.
+"""The road: data → teacher → student → distill → control → export → evaluate → measure → results → report.
 
 Each stage publishes its output and says so in the manifest; a stage that is complete is skipped.
 """
@@ -25,6 +25,7 @@ from nlp_distill.prediction import variant_pipeline
 from nlp_distill.preflight import check, supervise_map
 from nlp_distill.recipe import OPERATION, Phase, Recipe
 from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
+from nlp_distill.reports.pages import report_stage
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, read_json, sha256_json, write_json, write_text
 from nlp_distill.scores import predict, raw_lines, read_raw
@@ -71,7 +72,7 @@ def run(
     *overrides: str,
     out: str | Path | None = None,
     redo: bool = False,
-    until: str = "results",
+    until: str = STAGES[-1],
     strict: bool = False,
     notify: Notify | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -100,7 +101,7 @@ def run(
     road.accelerator.end_training()
     finished = Run(folder)
     missed = [name for name, limit in finished.results.get("budget", {}).items() if not limit["met"]]
-    if strict and until == "results" and missed:
+    if strict and missed:
         raise BudgetMissed(missed=", ".join(missed))
     return finished
 
@@ -215,6 +216,7 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
         "evaluate": {},
         "measure": {"threads": recipe["budget"]["threads"], "sequence": recipe["budget"]["sequence"]},
         "results": {"budget": recipe["budget"]},
+        "report": {},
     }
 
 
@@ -390,4 +392,5 @@ MAKERS: dict[str, Callable[[Road], Made]] = {
     "evaluate": evaluate_stage,
     "measure": measure_stage,
     "results": results_stage,
+    "report": report_stage,
 }
