@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nlp_distill.errors import shown
 from nlp_distill.reports.curves import Training, trainings
 from nlp_distill.reports.insights import disagreements, grouped, mixed
-from nlp_distill.reports.plots import Line, Mark, curves, trade_off
+from nlp_distill.reports.plots import SMALL, Line, Mark, curves, trade_off
 from nlp_distill.reports.table import at_real, per_cent, refusal, verdict
 from nlp_distill.rundir import RunDir, read_json
 
@@ -90,26 +90,29 @@ def _tiles(results: dict[str, Any]) -> list[tuple[str, str, str]]:
     return tiles
 
 
-COLUMNS: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], str]]] = [
-    ("score", lambda v, r: f"{v['score'][r['metric']]:.2f}"),
-    ("95 % interval", lambda v, r: f"{v['score_ci95'][0]:.2f} to {v['score_ci95'][1]:.2f}"),
-    ("kept", lambda v, r: per_cent(v["retained"])),
-    ("lost (95 % interval)", lambda v, r: _lost(v)),
-    ("same as teacher", lambda v, r: per_cent(v["agreement"])),
-    ("changed by export", lambda v, r: per_cent(v["flips"])),
-    ("parameters", lambda v, r: f"{v['params'] / 1e6:.1f} M"),
-    ("MB", lambda v, r: f"{v['bytes'] / 1e6:.2f}"),
-    ("p50 ms", lambda v, r: f"{at_real(v, r)['p50']:.2f}"),
-    ("p90 ms", lambda v, r: f"{at_real(v, r)['p90']:.2f}"),
-    ("memory MB", lambda v, r: f"{v['peak_memory_mb']:.0f}"),
+Cell = tuple[str, str]
+"""A figure, and what stands smaller beside it."""
+COLUMNS: list[tuple[str, Callable[[dict[str, Any], dict[str, Any]], Cell]]] = [
+    ("score", lambda v, r: (f"{v['score'][r['metric']]:.2f}", _span(v["score_ci95"]))),
+    ("kept", lambda v, r: (per_cent(v["retained"]), "")),
+    ("points lost", lambda v, r: _lost(v)),
+    ("same as teacher", lambda v, r: (per_cent(v["agreement"]), "")),
+    ("changed by export", lambda v, r: (per_cent(v["flips"]), "")),
+    ("MB", lambda v, r: (f"{v['bytes'] / 1e6:.2f}", "")),
+    ("p50 ms", lambda v, r: (f"{at_real(v, r)['p50']:.2f}", f"p90 {at_real(v, r)['p90']:.2f}")),
+    ("memory MB", lambda v, r: (f"{v['peak_memory_mb']:.0f}", "")),
+    ("parameters", lambda v, r: (f"{v['params'] / 1e6:.1f} M", "")),
 ]
 
 
-def _lost(variant: dict[str, Any]) -> str:
+def _span(interval: list[float]) -> str:
+    return " to ".join(f"{value:.2f}" for value in interval).replace("-", "−")
+
+
+def _lost(variant: dict[str, Any]) -> Cell:
     if variant["drop"] is None or variant["name"] == "teacher":
-        return "–"
-    low, high = variant["drop_ci95"]
-    return f"{variant['drop']:+.2f} ({low:+.2f} to {high:+.2f})"
+        return "–", ""
+    return f"{variant['drop']:.2f}".replace("-", "−"), _span(variant["drop_ci95"])
 
 
 def _variants(results: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +155,7 @@ def _table_note(results: dict[str, Any]) -> list[str]:
         tokens += f" and an answer of {results['new_tokens']}"
     notes = [
         f"Scores are {results['metric']} in points on {data['rows']['evaluation']:,} rows ({data['split']}), taken "
-        "through the pipeline that a user would call. Intervals are 95 % bootstrap intervals over these rows, 1,000 "
+        "through the pipeline that a user would call. Beside them are 95 % bootstrap intervals over these rows, 1,000 "
         "resamples; those of what was lost are paired with the teacher on the same rows.",
         f"Latency: batch 1, {tokens}, {first['threads']} thread(s); each variant in a process of its own, timed in "
         "turns. The size is of all files that a variant needs; memory is the whole process's peak.",
@@ -190,7 +193,7 @@ def _curves(training: Training) -> dict[str, Any] | None:
     kind = "student" if stage == "distill" else stage
     title = f"{STAGES.get(stage, stage)}{f', {phase}' if phase else ''}"
     terms = [
-        (term, curves([Line(term, kind, points, training.ends.get(term, []))], f"{title}: {term}", "epoch", term, 190))
+        (term, curves([Line(term, kind, points, training.ends.get(term, []))], f"{title}: {term}", "epoch", "", SMALL))
         for term, points in training.losses.items()
     ]
     return {"title": title, "terms": terms} if terms else None
@@ -205,7 +208,7 @@ def _selection(heard: Sequence[Training], metric: str) -> Markup | None:
             label = f"{STAGES.get(stage, stage).lower()} {phase}".strip()
             kind = "student" if stage == "distill" else stage
             lines.append(Line(label, kind, training.scores, training.scores))
-    return curves(lines, "Score on the selection rows after each epoch", "epoch", metric, 260) if lines else None
+    return curves(lines, "Score on the selection rows after each epoch", "epoch", metric) if lines else None
 
 
 def _insights(run: RunDir, task: Task, rows: Dataset | None, results: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 380, 260
+LARGE, SMALL = (380, 260), (300, 160)
+"""Width and height of a plot, in its own units: about a pixel each on a page."""
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 38
+Size = tuple[int, int]
 LOGARITHMIC = 8
 """From this ratio of the largest to the smallest value on, an axis is logarithmic."""
 LETTER, LINE = 6.3, 13
@@ -89,21 +91,21 @@ def plain(value: float) -> str:
 
 def trade_off(marks: Sequence[Mark], title: str, x_label: str, y_label: str) -> Markup:
     """Score against a cost, with each score's interval, and the line of those that nothing beats in both."""
-    across = Axis([mark.x for mark in marks], LEFT, WIDTH - RIGHT)
-    up = Axis([v for mark in marks for v in (mark.low, mark.high)], HEIGHT - BOTTOM, TOP, log=False)
-    parts = [_frame(across, up, x_label, y_label)]
+    across = Axis([mark.x for mark in marks], LEFT, LARGE[0] - RIGHT)
+    up = Axis([v for mark in marks for v in (mark.low, mark.high)], LARGE[1] - BOTTOM, TOP, log=False)
+    parts = [_frame(across, up, x_label, y_label, LARGE)]
     best = front(marks)
     if len(best) > 1:
         steps = [(across.at(best[0].x), up.at(best[0].y))]
         for before, mark in pairwise(best):
             steps += [(across.at(mark.x), up.at(before.y)), (across.at(mark.x), up.at(mark.y))]
         parts.append(_line(steps, "front"))
-    # The chosen one last, on top of all.
-    for mark in sorted(marks, key=lambda mark: mark.chosen):
+    # The chosen one last, on top of all; a student's circle leaves the corners of an export's diamond to be seen.
+    for mark in sorted(marks, key=lambda mark: (mark.chosen, mark.kind == "student")):
         parts.append(_mark(mark, across, up))
-    parts += _labels([(mark.label, across.at(mark.x), up.at(mark.y), mark.chosen) for mark in marks])
+    parts += _labels([(mark.label, across.at(mark.x), up.at(mark.y), mark.chosen) for mark in marks], LARGE)
     told = "; ".join(f"{m.label}: {y_label} {m.y:.2f} at {plain(round(m.x, 3))} ({x_label})" for m in marks)
-    return _svg(title, told, HEIGHT, parts)
+    return _svg(title, told, LARGE, parts)
 
 
 def front(marks: Sequence[Mark]) -> list[Mark]:
@@ -125,13 +127,13 @@ class Line:
     dots: Sequence[tuple[float, float]] = ()
 
 
-def curves(lines: Sequence[Line], title: str, x_label: str, y_label: str, height: int = 190) -> Markup:
+def curves(lines: Sequence[Line], title: str, x_label: str, y_label: str, size: Size = LARGE) -> Markup:
     """Curves over epochs; several are named at their ends."""
     everything = [point for line in lines for point in (*line.points, *line.dots)]
-    across = Axis([0.0, *(x for x, _ in everything)], LEFT, WIDTH - RIGHT, log=False)
+    across = Axis([0.0, *(x for x, _ in everything)], LEFT, size[0] - RIGHT, log=False)
     across.low, across.high = 0.0, max(x for x, _ in everything) * 1.02
-    up = Axis([y for _, y in everything], height - BOTTOM, TOP, log=False)
-    parts = [_frame(across, up, x_label, y_label, height)]
+    up = Axis([y for _, y in everything], size[1] - BOTTOM, TOP, log=False)
+    parts = [_frame(across, up, x_label, y_label, size)]
     for line in lines:
         placed = [(across.at(x), up.at(y)) for x, y in line.points]
         parts.append(_line(placed, f"curve {line.kind}"))
@@ -143,23 +145,24 @@ def curves(lines: Sequence[Line], title: str, x_label: str, y_label: str, height
             )
     if len(lines) > 1:
         ends = [(line, line.points[-1]) for line in lines if line.points]
-        parts += _labels([(line.label, across.at(x), up.at(y), False) for line, (x, y) in ends], height)
+        parts += _labels([(line.label, across.at(x), up.at(y), False) for line, (x, y) in ends], size)
     last = [(line, (line.dots or line.points)) for line in lines]
     told = "; ".join(f"{line.label}: from {p[0][1]:.4g} to {p[-1][1]:.4g}" for line, p in last if p)
-    return _svg(title, told, height, parts)
+    return _svg(title, told, size, parts)
 
 
-def _svg(title: str, told: str, height: int, parts: Sequence[Markup]) -> Markup:
-    opening = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}. {}">').format(WIDTH, height, title, told)
+def _svg(title: str, told: str, size: Size, parts: Sequence[Markup]) -> Markup:
+    opening = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}. {}">').format(*size, title, told)
     return opening + Markup("").join(parts) + Markup("</svg>")
 
 
-def _frame(across: Axis, up: Axis, x_label: str, y_label: str, height: int = HEIGHT) -> Markup:
+def _frame(across: Axis, up: Axis, x_label: str, y_label: str, size: Size) -> Markup:
+    width, height = size
     floor = height - BOTTOM
     parts = []
     for value in up.ticks():
         y = up.at(value)
-        parts.append(Markup('<path class="grid" d="M{:.1f},{:.1f}H{:.1f}"/>').format(LEFT, y, WIDTH - RIGHT))
+        parts.append(Markup('<path class="grid" d="M{:.1f},{:.1f}H{:.1f}"/>').format(LEFT, y, width - RIGHT))
         parts.append(
             Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(LEFT - 6, y + 4, plain(value))
         )
@@ -169,8 +172,8 @@ def _frame(across: Axis, up: Axis, x_label: str, y_label: str, height: int = HEI
         parts.append(
             Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(x, floor + 16, plain(value))
         )
-    parts.append(Markup('<path class="axis" d="M{},{}H{}"/>').format(LEFT, floor, WIDTH - RIGHT))
-    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(Markup('<path class="axis" d="M{},{}H{}"/>').format(LEFT, floor, width - RIGHT))
+    middle = (LEFT + width - RIGHT) / 2
     parts.append(
         Markup('<text class="name" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
             middle, height - 5, x_label
@@ -199,7 +202,7 @@ def _mark(mark: Mark, across: Axis, up: Axis) -> Markup:
     return whisker + (ring if mark.chosen else Markup("")) + shape
 
 
-def _labels(places: Sequence[tuple[str, float, float, bool]], height: int = HEIGHT) -> list[Markup]:
+def _labels(places: Sequence[tuple[str, float, float, bool]], size: Size) -> list[Markup]:
     """Each label where it covers the least: beside its mark, above or below it."""
     taken = [(x - 6, y - 6, x + 6, y + 6) for _, x, y, _ in places]
     parts = []
@@ -211,7 +214,7 @@ def _labels(places: Sequence[tuple[str, float, float, bool]], height: int = HEIG
             *((x, y + shift, "middle") for shift in (-14, 22, -27, 35)),
         ]
         boxes = {way: _box(*way, wide) for way in ways}
-        best = min(ways, key=lambda way: (_trouble(boxes[way], taken, height), ways.index(way)))
+        best = min(ways, key=lambda way: (_trouble(boxes[way], taken, size), ways.index(way)))
         taken.append(boxes[best])
         parts.append(
             Markup('<text class="label{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
@@ -229,11 +232,11 @@ def _box(x: float, y: float, anchor: str, wide: float) -> Box:
     return left, y - 11, left + wide, y + 3
 
 
-def _trouble(box: Box, taken: Sequence[Box], height: int) -> float:
+def _trouble(box: Box, taken: Sequence[Box], size: Size) -> float:
     """How much of a label lies outside of the plot or on something else."""
     left, top, right, bottom = box
-    outside = max(0.0, LEFT - left) + max(0.0, right - WIDTH) + max(0.0, TOP - 8 - top) * 9
-    outside += max(0.0, bottom - (height - BOTTOM)) * 9
+    outside = max(0.0, LEFT - left) + max(0.0, right - size[0]) + max(0.0, TOP - 8 - top) * 9
+    outside += max(0.0, bottom - (size[1] - BOTTOM)) * 9
     covered = sum(
         max(0.0, min(right, r) - max(left, x)) * max(0.0, min(bottom, b) - max(top, y)) for x, y, r, b in taken
     )
