@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nlp_distill.data import slices
-from nlp_distill.errors import DataError, HubUnreachable, RunUnfinished
+from nlp_distill.errors import DataError, HubUnreachable, RunFolderDamaged, RunUnfinished
 from nlp_distill.recipe_file import load_recipe
 from nlp_distill.reports.document import document
 from nlp_distill.rundir import RunDir, read_json, write_text
@@ -36,8 +36,11 @@ def report_stage(road: Any) -> tuple[list[str], dict[str, Any]]:
 
 
 def publish(run: RunDir, task: Task, rows: Dataset | None) -> list[Path]:
-    """Write both files into the folder of a finished run."""
-    content = document(run, task, rows)
+    """Write both files into the folder of a finished run. Raises `RunFolderDamaged`."""
+    try:
+        content = document(run, task, rows)
+    except KeyError as error:
+        raise RunFolderDamaged(file=run.results, reason=f"it has no {error}") from error
     made = []
     for name, text in zip(FILES, (html(content), markdown(content)), strict=True):
         write_text(run.path / name, text)
