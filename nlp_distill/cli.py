@@ -17,7 +17,7 @@ import typer
 
 from nlp_distill import __version__
 from nlp_distill.errors import Interrupted, NlpDistillError, shown
-from nlp_distill.verbs import caches, hub, predictions, recipes
+from nlp_distill.verbs import caches, hub, predictions, recipes, reports
 from nlp_distill.verbs.common import (
     ControlOption,
     JsonOption,
@@ -53,6 +53,7 @@ app.add_typer(caches.app, name="cache")
 app.command("predict")(predictions.predict)
 app.command("push")(hub.push)
 app.command("pull")(hub.pull)
+app.command("report")(reports.report)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -166,7 +167,7 @@ def run(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when the budget is missed.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a recipe from data to proof: teacher, student, exports, scores, latency, one table."""
+    """Run a recipe from data to proof: teacher, student, exports, scores, latency, one table, one report."""
     _run(recipe, out, override, redo, control, "publish", as_json, strict)
 
 

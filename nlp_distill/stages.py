@@ -1,4 +1,4 @@
-"""The road: data → teacher → student → distill → control → export → evaluate → measure → results → publish.
+"""The road: data → teacher → student → distill → control → export → evaluate → measure → results → report → publish.
 
 Each stage publishes its output and says so in the manifest; a stage that is complete is skipped.
 """
@@ -26,6 +26,7 @@ from nlp_distill.preflight import check, supervise_map
 from nlp_distill.publishing import check_publish, publish_stage
 from nlp_distill.recipe import OPERATION, Phase, Recipe
 from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
+from nlp_distill.reports.pages import report_stage
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, read_json, sha256_json, write_json, write_text
 from nlp_distill.scores import predict, raw_lines, read_raw
@@ -97,13 +98,13 @@ def run(
     try:
         with deterministic(road.strict):
             asked = STAGES[: STAGES.index(until) + 1]
-            keys, results = enter(road, redo), STAGES.index("results") + 1
-            _walk(road, keys, asked[:results])
+            keys, proof = enter(road, redo), STAGES.index("publish")
+            _walk(road, keys, asked[:proof])
             finished = Run(folder)
             missed = [name for name, limit in finished.results.get("budget", {}).items() if not limit["met"]]
             if strict and "results" in asked and missed:
                 raise BudgetMissed(missed=", ".join(missed))
-            _walk(road, keys, asked[results:])
+            _walk(road, keys, asked[proof:])
     finally:
         rundir.release()
     road.accelerator.end_training()
@@ -208,6 +209,7 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
         "evaluate": {},
         "measure": {"threads": recipe["budget"]["threads"], "sequence": recipe["budget"]["sequence"]},
         "results": {"budget": recipe["budget"]},
+        "report": {},
         "publish": {"publish": recipe["publish"]},
     }
 
@@ -390,5 +392,6 @@ MAKERS: dict[str, Callable[[Road], Made]] = {
     "evaluate": evaluate_stage,
     "measure": measure_stage,
     "results": results_stage,
+    "report": report_stage,
     "publish": publish_stage,
 }
