@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,24 @@ def load_pipeline(path: str | Path, variant: str | None = None, threads: int | N
     return load_variant(path, variant, threads)[1]
 
 
+@dataclass(frozen=True)
+class Found:
+    """A variant on disk: its model folder, and the precision of its ONNX files or None for PyTorch."""
+
+    name: str
+    folder: Path
+    precision: str | None
+
+
 def load_variant(path: str | Path, variant: str | None = None, threads: int | None = None) -> tuple[Task, Any]:
     """As `load_pipeline`, with the task that the model was made for."""
+    found = find_variant(path, variant)
+    task = task_of(found.folder)
+    return task, variant_pipeline(found.folder, task, found.precision, threads)
+
+
+def find_variant(path: str | Path, variant: str | None = None) -> Found:
+    """Where the variant lies that `load_pipeline` would load; nothing is loaded, nothing heavy imported."""
     run = RunDir(path)
     others: dict[str, Path] = {}
     if run.exists():
@@ -49,9 +66,7 @@ def load_variant(path: str | Path, variant: str | None = None, threads: int | No
     variant = variant or names[0]
     if variant not in names:
         raise VariantUnknown(variant=variant, folder=path, known=", ".join(names))
-    folder = others.get(variant, folder)
-    task = task_of(folder)
-    return task, variant_pipeline(folder, task, PRECISIONS.get(variant), threads)
+    return Found(variant, others.get(variant, folder), PRECISIONS.get(variant))
 
 
 def _recommended(run: RunDir) -> str | None:
