@@ -292,6 +292,10 @@ class NotExportable(ModelError):
     """'{model_type}' for {task} cannot be exported to {format} ({reason}); remove that entry from `export`."""
 
 
+class ExportInvalid(RecipeError):
+    """export: {reason}."""
+
+
 class MissingExtra(UserError):
     """{what} needs a part that is not installed; run `pip install 'nlp-distill[{extra}]'`."""
 
@@ -301,6 +305,10 @@ class MissingExtra(UserError):
 
 class ListeningUnsafe(UserError):
     """{host} is reached from other machines, and no token is set; put one into {variable} or a --token-file, or listen on 127.0.0.1."""
+
+
+class NotLight(UserError):
+    """The variant '{variant}' of '{folder}' needs PyTorch and transformers, which are not installed; install nlp-distill with its dependencies, or serve an ONNX variant of a classifier or question answerer."""
 
 
 class TokenUnfit(UserError):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nlp_distill.errors import ModelNotFound
+from nlp_distill.errors import NotLight
+from nlp_distill.exports.formats import form_of
 from nlp_distill.light.classification import LightClassifier
 from nlp_distill.light.question_answering import LightAnswerer
 from nlp_distill.light.tokenizing import says_all
@@ -21,8 +22,8 @@ DECIDES = ("return_all_scores", "function_to_apply", "task_specific_params")
 """Settings of a config by which pipelines answer otherwise."""
 
 
-def light_task(folder: Path, precision: str) -> str | None:
-    """`classification` or `question_answering` where a folder's ONNX file can be served without torch; else None.
+def light_task(folder: Path, variant: str) -> str | None:
+    """`classification` or `question_answering` where a folder's variant can be served without torch; else None.
 
     Whatever is not plainly one of the two, as this project or transformers saves it, is left to the pipelines.
     """
@@ -31,7 +32,7 @@ def light_task(folder: Path, precision: str) -> str | None:
     head = next((task for ending, task in HEADS.items() if named and named[0].endswith(ending)), None)
     plain = (
         head is not None
-        and "file_name" in onnx_files(folder, precision)
+        and _file(folder, variant)
         and not config.get("is_encoder_decoder")
         and isinstance(config.get("max_position_embeddings"), int)
         and (config.get("model_type") not in OFFSET_POSITIONS or isinstance(config.get("pad_token_id"), int))
@@ -52,25 +53,26 @@ def _made_for(folder: Path) -> tuple[str | None, dict[str, Any]]:
     return None, {}
 
 
-def load_light(folder: Path, precision: str, threads: int = 1) -> LightClassifier | LightAnswerer:
-    """The model of a folder's ONNX file of a precision (`fp32`, `int8`). Raises `ModelNotFound`, `ModelUnsafe`."""
-    task = light_task(folder, precision)
-    if task is None:
-        raise ModelNotFound(
-            reference=str(folder),
-            reason="it cannot be served without torch",
-            fix="Use nlp_distill.load_pipeline.",
-        )
+def _file(folder: Path, variant: str) -> str | None:
+    """The one graph of an ONNX variant."""
+    form = form_of(variant)
+    return onnx_files(folder, form.suffix).get("file_name") if form and form.format == "onnx" else None
+
+
+def load_light(folder: Path, variant: str, threads: int = 1) -> LightClassifier | LightAnswerer:
+    """An ONNX variant of a model folder. Raises `ModelNotFound`, `ModelUnsafe`, `NotLight`."""
+    task, file, form = light_task(folder, variant), _file(folder, variant), form_of(variant)
+    if task is None or file is None or form is None:
+        raise NotLight(variant=variant, folder=folder)
     check_folder(folder)
-    files = onnx_files(folder, precision)
-    for file in (folder / "onnx").iterdir():
-        inside(folder, f"onnx/{file.name}")
+    for entry in (folder / "onnx").iterdir():
+        inside(folder, f"onnx/{entry.name}")
     config = read_settings(folder, "config.json")
     model: LightClassifier | LightAnswerer
     if task == "classification":
-        model = LightClassifier(folder, files["file_name"], config, threads)
+        model = LightClassifier(folder, file, config, threads)
     else:
-        model = LightAnswerer(folder, files["file_name"], config, _made_for(folder)[1], threads)
-    if precision == "fp32":
+        model = LightAnswerer(folder, file, config, _made_for(folder)[1], threads)
+    if form.precision == "fp32":
         model.graph.try_batches(model.tokenizer.vocabulary, model.tokenizer.model_max_length)
     return model
