@@ -17,7 +17,7 @@ import typer
 
 from nlp_distill import __version__
 from nlp_distill.errors import InputInvalid, Interrupted, NlpDistillError, shown
-from nlp_distill.verbs import caches, recipes
+from nlp_distill.verbs import caches, recipes, serve
 from nlp_distill.verbs.common import (
     ControlOption,
     JsonOption,
@@ -50,6 +50,7 @@ app = typer.Typer(
 )
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(caches.app, name="cache")
+app.command()(serve.serve)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -37,13 +37,13 @@ def light_task(folder: Path, variant: str) -> str | None:
         and isinstance(config.get("max_position_embeddings"), int)
         and (config.get("model_type") not in OFFSET_POSITIONS or isinstance(config.get("pad_token_id"), int))
         and not any(config.get(name) for name in DECIDES)
-        and _made_for(folder)[0] in (None, head)
+        and made_for(folder)[0] in (None, head)
         and says_all(folder)
     )
     return head if plain else None
 
 
-def _made_for(folder: Path) -> tuple[str | None, dict[str, Any]]:
+def made_for(folder: Path) -> tuple[str | None, dict[str, Any]]:
     """The task that a folder says it was made for, with its options."""
     for name in ("student.json", "teacher.json"):
         if (folder / name).is_file():
@@ -72,7 +72,7 @@ def load_light(folder: Path, variant: str, threads: int = 1) -> LightClassifier 
     if task == "classification":
         model = LightClassifier(folder, file, config, threads)
     else:
-        model = LightAnswerer(folder, file, config, _made_for(folder)[1], threads)
+        model = LightAnswerer(folder, file, config, made_for(folder)[1], threads)
     if form.precision == "fp32":
         model.graph.try_batches(model.tokenizer.vocabulary, model.tokenizer.model_max_length)
     return model

@@ -17,6 +17,8 @@ STRIDE, MAX_ANSWER_TOKENS = 128, 30
 """The task's defaults; a test compares them with the adapter's."""
 OUTSIDE = -10000.0
 """Logit that the pipeline gives to tokens where no answer may begin or end."""
+ROOM = 8
+"""Special tokens of a pair, at most."""
 NEVER = 1_000_000
 """More than any score."""
 
@@ -71,8 +73,10 @@ class LightAnswerer:
         own = self.settings
         length = max_seq_len or own["max_seq_len"]
         stride = own["doc_stride"] if doc_stride is None else doc_stride
-        if stride > length:
-            raise ValueError(f"doc_stride ({stride}) is larger than max_seq_len ({length})")
+        if length > self.tokenizer.model_max_length:
+            raise ValueError(f"max_seq_len ({length}) is above the model's {self.tokenizer.model_max_length}")
+        if stride >= length - ROOM:
+            raise ValueError(f"doc_stride ({stride}) is too large for windows of {length} tokens")
         entries = inputs if isinstance(inputs, list) else [inputs]
         for entry in entries:
             for name in ("question", "context"):
@@ -94,6 +98,9 @@ class LightAnswerer:
         )
 
     def _windows(self, entry: dict[str, str], length: int, stride: int) -> list[Encoding]:
+        # A token has at least one character, so short questions need no second look.
+        if len(entry["question"]) >= length - stride - ROOM:
+            self.tokenizer.check_room(entry["question"], entry["context"], length, stride)
         return self.tokenizer.encode(entry["question"], entry["context"], length, "only_second", stride)
 
     def _row(self, window: Encoding) -> Row:

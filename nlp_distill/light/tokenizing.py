@@ -72,6 +72,19 @@ class LightTokenizer:
                 raise ValueError(str(error)) from error
         return [whole, *whole.overflowing]
 
+    def check_room(self, question: str, context: str, max_length: int, stride: int) -> None:
+        """Refuse a question that leaves no room for windows of a context that needs several. Raises `ValueError`.
+
+        The tokenizers library panics there.
+        """
+        with self._lock:
+            self._tokenizer.no_truncation()
+            self._truncation = None
+            asked = len(self._tokenizer.encode(question, add_special_tokens=False))
+            room = max_length - self._tokenizer.num_special_tokens_to_add(True) - asked
+            if room <= stride and len(self._tokenizer.encode(context, add_special_tokens=False)) > room:
+                raise ValueError(f"the question has {asked} tokens, which leaves its context too little room")
+
 
 def input_names(settings: dict[str, Any]) -> list[str]:
     """The model's inputs that a tokenizer gives, as its settings or else its class say."""

@@ -28,7 +28,7 @@ TIERS = [
     {"preflight", "road", "reports"},
     {"variants", "doctor", "estimate", "teaching"},
     {"stages"},
-    {"display", "reference"},
+    {"display", "reference", "serving"},
     {"verbs"},
     {"cli"},
 ]
@@ -49,6 +49,7 @@ NO_TORCH = [
     "display",
     "prediction",
     "web.app",
+    "serving.frames",
     "web.listening",
     "verbs.common",
     "cli",
