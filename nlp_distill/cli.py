@@ -17,7 +17,7 @@ import typer
 
 from nlp_distill import __version__
 from nlp_distill.errors import Interrupted, NlpDistillError, shown
-from nlp_distill.verbs import caches, hub, predictions, recipes, reports
+from nlp_distill.verbs import caches, hub, predictions, recipes, reports, serve
 from nlp_distill.verbs.common import (
     ControlOption,
     JsonOption,
@@ -54,6 +54,7 @@ app.command("predict")(predictions.predict)
 app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 app.command("report")(reports.report)
+app.command()(serve.serve)
 
 
 def main(arguments: list[str] | None = None) -> None:

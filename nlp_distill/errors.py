@@ -311,6 +311,14 @@ class ListeningUnsafe(UserError):
     """{host} is reached from other machines, and no token is set; put one into {variable} or a --token-file, or listen on 127.0.0.1."""
 
 
+class NotLight(UserError):
+    """The variant '{variant}' of '{folder}' needs PyTorch and transformers, which are not installed; install nlp-distill with its dependencies, or serve an ONNX variant of a classifier or question answerer."""
+
+
+class ModelNameInvalid(UserError):
+    """The model cannot be served as '{name}': {reason}; give it another name with NAME=MODEL."""
+
+
 class TokenUnfit(UserError):
     """The token in {source} cannot be used: {reason}; make one with `python -c "import secrets; print(secrets.token_urlsafe(32))"`."""
 
@@ -411,6 +419,10 @@ class RunFailed(NlpDistillError):
     """{stage}: {reason}."""
 
     exit_code = 3
+
+
+class EngineUnfit(RunFailed):
+    """serve: the engine of '{model}' did not start ({reason}); what it said is above."""
 
 
 class LossNotFinite(RunFailed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from nlp_distill.errors import ModelFolderNotFound, ModelHasNoTask, RunFolderDam
 from nlp_distill.exports.formats import FORMATS, form_of, forms_there
 from nlp_distill.loading import architectures, has_head, load_model, load_tokenizer
 from nlp_distill.rundir import RunDir, read_json
-from nlp_distill.scores import model_pipeline
 from nlp_distill.sources import resolve
 from nlp_distill.task import Task, load_task, task_names
 
@@ -23,8 +23,12 @@ class Chosen:
 
     folder: Path
     variant: str
-    task: Task
     batch_size: int
+
+    @cached_property
+    def task(self) -> Task:
+        """The task that it was made for."""
+        return task_of(self.folder)
 
     def pipeline(self, threads: int | None = None) -> Any:
         """Load it."""
@@ -49,7 +53,7 @@ def load_variant(path: str | Path, variant: str | None = None, threads: int | No
 
 
 def choose(path: str | Path, variant: str | None = None) -> Chosen:
-    """The variant that `load_pipeline` would load. Raises as it does."""
+    """The variant that `load_pipeline` would load; nothing is loaded, nothing heavy imported. Raises as it does."""
     run = RunDir(path)
     others: dict[str, Path] = {}
     if run.exists():
@@ -72,7 +76,7 @@ def choose(path: str | Path, variant: str | None = None) -> Chosen:
         raise VariantUnknown(variant=chosen, folder=path, known=", ".join(names))
     if variant is None and chosen not in (*usable, *others):
         chosen = usable[0]
-    return Chosen(others.get(chosen, folder), chosen, task_of(others.get(chosen, folder)), _batch(results, chosen))
+    return Chosen(others.get(chosen, folder), chosen, _batch(results, chosen))
 
 
 def _usable(folder: Path) -> list[str]:
@@ -126,6 +130,8 @@ def variant_pipeline(folder: Path, task: Task, variant: str | None, threads: int
     tokenizer = load_tokenizer(folder)
     form = form_of(variant) if variant else None
     if form is None:
+        from nlp_distill.scores import model_pipeline
+
         return model_pipeline(task, load_model(folder, task.auto_class), tokenizer)
     entry = FORMATS[form.format]
     return entry.pipeline(entry.load(folder, task.auto_class, form, threads), task, tokenizer)
