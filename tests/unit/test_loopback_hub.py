@@ -71,9 +71,7 @@ def test_two_writers(filled):
     head = HfApi().model_info("org/one").sha
     commit(README__md=CARD + b"more")
     with pytest.raises(HfHubHTTPError, match="412"):
-        HfApi().create_commit(
-            "org/one", [CommitOperationAdd("a.txt", b"a")], commit_message="late", parent_commit=head
-        )
+        HfApi().create_commit("org/one", [CommitOperationAdd("a.txt", b"a")], commit_message="late", parent_commit=head)
 
 
 def test_private_repositories_are_not_there_for_strangers(filled, tmp_path):
