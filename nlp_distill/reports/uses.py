@@ -57,8 +57,13 @@ def _settings(settings: dict[str, Any]) -> str:
 
 def _call(asked: Any) -> str:
     if isinstance(asked, dict) and "question" in asked:
-        return ", ".join(f"{name}={value!r}" for name, value in asked.items())
-    return repr(asked)
+        return ", ".join(f"{name}={_quoted(value)}" for name, value in asked.items())
+    return _quoted(asked)
+
+
+def _quoted(value: Any) -> str:
+    """A text, or a mapping of texts, as Python and JavaScript both write it."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _transformers(task: Task, asked: Any, settings: str) -> str:
@@ -96,7 +101,7 @@ def _javascript(task: Task, asked: Any, variant: dict[str, Any]) -> str:
     dtype = DTYPES[variant["precision"]]
     if isinstance(asked, dict) and "text_pair" in asked:
         # Its pipelines take no pairs.
-        first, second = json.dumps(asked["text"]), json.dumps(asked["text_pair"])
+        first, second = _quoted(asked["text"]), _quoted(asked["text_pair"])
         return "\n".join(
             [
                 'import { AutoModelForSequenceClassification, AutoTokenizer } from "@huggingface/transformers";',
@@ -108,9 +113,7 @@ def _javascript(task: Task, asked: Any, variant: dict[str, Any]) -> str:
                 "console.log((await model(inputs)).logits.tolist());",
             ]
         )
-    call = ", ".join(
-        json.dumps(part, ensure_ascii=False) for part in (asked.values() if isinstance(asked, dict) else [asked])
-    )
+    call = ", ".join(_quoted(part) for part in (asked.values() if isinstance(asked, dict) else [asked]))
     return "\n".join(
         [
             'import { pipeline } from "@huggingface/transformers";',
