@@ -12,7 +12,7 @@ from nlp_distill.errors import ModelNameInvalid, NotLight
 from nlp_distill.exports.formats import FORMATS, form_of
 from nlp_distill.light.door import light_task, made_for
 from nlp_distill.loading import architectures
-from nlp_distill.prediction import find_variant
+from nlp_distill.prediction import choose
 from nlp_distill.rundir import RunDir
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
@@ -47,14 +47,14 @@ class Served:
 def catalog(references: Sequence[str], variants: Sequence[str] = ()) -> list[Served]:
     """The models of `[NAME=]MODEL` references, each in all `variants` (none: the recommended one).
 
-    Raises `ModelNameInvalid`, `NotLight`, and what `find_variant` raises.
+    Raises `ModelNameInvalid`, `NotLight`, and what `choose` raises.
     """
     served: list[Served] = []
     for reference in references:
         name, path = _named(reference)
         wanted: Sequence[str | None] = variants or [None]
         for variant in wanted:
-            found = find_variant(path, variant)
+            found = choose(path, variant)
             of_several = f"{name}-{found.variant}" if len(variants) > 1 else name
             served.append(_served(of_several, found.folder, found.variant))
     names = [model.id for model in served]
