@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nlp_distill.errors import ExportInvalid, NotExportable
-from nlp_distill.recipe import Export, Profile
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from nlp_distill.loop import Notify, Rows
+    from nlp_distill.recipe import Export, Profile
     from nlp_distill.task import Task
 
 
