@@ -89,9 +89,9 @@ def in_chunks(
     pieces: Callable[[int], Iterable[Any]],
     mask: Tensor,
 ) -> Tensor:
-    """`loss(student, teacher, mask)` of logits [B, T, V] or [N, V], never with several copies of them; once differentiable.
+    """`loss(student, teacher, mask)` of logits [B, T, V] or [N, V], never with several copies of them.
 
-    `pieces(size)`: the teacher's rows [N, …], `size` at a time.
+    Differentiable once. `pieces(size)`: the teacher's rows [N, …], `size` at a time.
     """
     size = max(1, CHUNK // student.shape[-1])
     chunks = zip(pieces(size), torch.split(mask.flatten(), size), strict=True)

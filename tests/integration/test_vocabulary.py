@@ -1,5 +1,7 @@
 """A trimmed vocabulary through the command line: the same learning, a smaller model, and what it does is said."""
 
+import contextlib
+import io
 import json
 
 import pytest
@@ -7,12 +9,30 @@ from safetensors.numpy import load_file
 from transformers import BertTokenizerFast
 
 import nlp_distill
+from nlp_distill.cli import main
 from nlp_distill.loading import load_tokenizer, save_model
 from nlp_distill.testing import WORDS, tiny_model, tiny_questions, tiny_rows, write_split
-from tests.trajectory.test_cli_trajectories import agree, here, history
 
 LETTERS = [chr(number) for number in range(ord("a"), ord("z") + 1)]
 UNUSED = [f"{one}{two}q" for one in LETTERS for two in "xyz"]
+
+
+def here(*arguments):
+    """The command line in this process: exit code and all that it printed."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown), pytest.raises(SystemExit) as stopped:
+        main(list(map(str, arguments)))
+    return stopped.value.code, " ".join(shown.getvalue().split())
+
+
+def agree(one, two):
+    """Two runs had the same losses and scores in every epoch."""
+    histories = []
+    for run in (one, two):
+        stages = json.loads((run / "manifest.json").read_text())["stages"]
+        histories.append(stages["distill"]["trained"][0]["history"])
+    for a, b in zip(*histories, strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-7)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +70,7 @@ def test_a_student_learns_the_same_under_the_smaller_vocabulary(pieces, write_re
         # The teacher reads its own ids: what it said of the one run's rows is what it says of the other's.
         assert ("cached already" in shown) == (cache == "fp32" and vocabulary == "trim")
     keep, trim = tmp_path / "runs" / "keep", tmp_path / "runs" / "trim"
-    agree(history(keep), history(trim))
+    agree(keep, trim)
     one, two = (load_file(run / "model" / "model.safetensors") for run in (keep, trim))
     table = "bert.embeddings.word_embeddings.weight"
     assert len(two[table]) < len(one[table]) and one["classifier.weight"].shape == two["classifier.weight"].shape
@@ -65,7 +85,7 @@ def test_questions_can_be_answered_with_fewer_pieces(pieces, write_recipe, tmp_p
         recipe = write_recipe(tmp_path, vocabulary, **given, options={"stride": 4})
         code, shown = here("distill", recipe, "--out", tmp_path / "runs" / vocabulary)
         assert code == 0, shown
-    agree(*(history(tmp_path / "runs" / vocabulary) for vocabulary in ("keep", "trim")))
+    agree(tmp_path / "runs" / "keep", tmp_path / "runs" / "trim")
 
 
 def test_the_whole_road_says_what_the_vocabulary_costs_and_resumes(pieces, write_recipe, tmp_path):
@@ -75,7 +95,7 @@ def test_the_whole_road_says_what_the_vocabulary_costs_and_resumes(pieces, write
     data = {"dataset": write_split(tmp_path / "data", rows, validation=0.2)}
     given = {**parts(pieces, "trim"), "data": data, "export": [{"format": "onnx", "profile": "exact"}]}
     recipe = write_recipe(tmp_path, **given)
-    code, shown = here("doctor", "--recipe", recipe)
+    code, shown = here("doctor", recipe)
     assert code == 0 and "the vocabulary trimmed to the training rows" in shown, shown
     code, shown = here("run", recipe, "--out", tmp_path / "run")
     assert code == 0, shown
