@@ -292,6 +292,10 @@ class NotExportable(ModelError):
     """'{model_type}' for {task} cannot be exported to {format} ({reason}); remove that entry from `export`."""
 
 
+class ExportInvalid(RecipeError):
+    """export: {reason}."""
+
+
 class MissingExtra(UserError):
     """{what} needs a part that is not installed; run `pip install 'nlp-distill[{extra}]'`."""
 
