@@ -29,6 +29,9 @@ GROUP = 32
 class Int8Embedding(nn.Module):
     """An embedding in int8, a scale for each row."""
 
+    rows: Tensor
+    scales: Tensor
+
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
         weight = embedding.weight.detach()
@@ -49,6 +52,9 @@ class Int8Embedding(nn.Module):
 class Int4Embedding(nn.Module):
     """An embedding in 4 bits, two numbers a byte, a float16 scale for each `GROUP` of neighbours."""
 
+    rows: Tensor
+    scales: Tensor
+
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
         weight = embedding.weight.detach()
@@ -64,7 +70,7 @@ class Int4Embedding(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The whole table in float32, [rows, width]."""
-        return self(torch.arange(len(self.rows)))
+        return self.forward(torch.arange(len(self.rows)))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows of the table, [..., width]; unpacked by plain arithmetic, which every runtime has."""
@@ -72,7 +78,7 @@ class Int4Embedding(nn.Module):
         high = (bytes_ / 16).floor()
         numbers = torch.cat([bytes_ - 16 * high, high], dim=-1)[..., : self.width] - 8
         scales = torch.embedding(self.scales, ids).float().unsqueeze(-1)
-        return (numbers.unflatten(-1, (-1, self.group)) * scales).flatten(-2)
+        return (numbers.view(*ids.shape, -1, self.group) * scales).flatten(-2)
 
 
 def _scales(values: Tensor, top: int) -> Tensor:
@@ -154,10 +160,10 @@ def _quantize(program: Program, embedding_bits: int) -> None:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
     """torch.export, torchao and ExecuTorch warn about what we check ourselves, by parity on real rows."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(level)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -66,9 +66,14 @@ class ProgramModel(nn.Module):
                 inputs[name][number][kept] if name in inputs else torch.zeros_like(ids[number][kept])
                 for name in self.input_names
             ]
-            rows.append([output.squeeze(0).clone() for output in self._run.execute([row.unsqueeze(0) for row in given])])
-        padded = [pad_sequence(part, batch_first=True, padding_value=NEVER) for part in zip(*rows, strict=True)]
-        return ModelOutput(zip(self.output_names, padded, strict=True))
+            rows.append(
+                [output.squeeze(0).clone() for output in self._run.execute([row.unsqueeze(0) for row in given])]
+            )
+        padded = [pad_sequence(list(part), batch_first=True, padding_value=NEVER) for part in zip(*rows, strict=True)]
+        outputs = ModelOutput()
+        for name, part in zip(self.output_names, padded, strict=True):
+            outputs[name] = part
+        return outputs
 
 
 @contextmanager
