@@ -47,21 +47,23 @@ class Executorch(Format):
             raise self.refuse(config, task, f"known are {', '.join(KNOWN)}")
 
     def attempts(self, work: Work, form: Form, settings: Export) -> Iterator[Attempt]:
-        """Int8 of linear layers, 8 or 4 bits of embeddings; where 4 are too few, 8."""
+        """Int8 of linear layers, 8 or 4 bits of embeddings."""
         from nlp_distill.exports.executorch_files import write_program
         from nlp_distill.loading import load_model
 
         inputs = [name for name in work.tokenizer.model_input_names if name != "attention_mask"]
         longest = work.tokenizer.model_max_length
-        first = EMBEDDING_BITS[form.profile]
-        for bits in (4, 8) if first == 4 else (first,):
-            says = {"max_length": longest, "inputs": inputs}
+        bits = EMBEDDING_BITS[form.profile]
+        # Where 4 bits lose too much, fewer neighbours share a scale.
+        for group in (32, 16) if bits == 4 else (None,):
+            says: dict[str, Any] = {"max_length": longest, "inputs": inputs}
             if bits is not None:
-                says["quantization"] = f"int8, activations by token, embeddings int{bits}"
+                of = f" in groups of {group}" if group else ""
+                says["quantization"] = f"int8, activations by token, embeddings int{bits}{of}"
 
-            def write(folder: Path, bits: int | None = bits) -> None:
+            def write(folder: Path, group: int | None = group) -> None:
                 model = load_model(work.model, work.task.auto_class)
-                write_program(model, inputs, longest, folder / f"model{form.suffix}.pte", bits)
+                write_program(model, inputs, longest, folder / f"model{form.suffix}.pte", bits, group)
 
             yield Attempt(says, write)
 

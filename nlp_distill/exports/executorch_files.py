@@ -22,8 +22,6 @@ EXAMPLE_TOKENS = 9
 """Length of the rows that a program is traced with; any other between `SHORTEST` and its longest will do."""
 SHORTEST = 2
 """Tokens of the shortest input: the special ones around an empty text."""
-GROUP = 32
-"""Neighbours in a row of a 4-bit embedding that share a scale."""
 
 
 class Int8Embedding(nn.Module):
@@ -50,16 +48,16 @@ class Int8Embedding(nn.Module):
 
 
 class Int4Embedding(nn.Module):
-    """An embedding in 4 bits, two numbers a byte, a float16 scale for each `GROUP` of neighbours."""
+    """An embedding in 4 bits, two numbers a byte, a float16 scale for each `group` of neighbours in a row."""
 
     rows: Tensor
     scales: Tensor
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, embedding: nn.Embedding, group: int) -> None:
         super().__init__()
         weight = embedding.weight.detach()
         count, width = weight.shape
-        self.group = GROUP if width % (2 * GROUP) == 0 else width
+        self.group = group if width % group == 0 else width
         scales = _scales(weight.view(count, -1, self.group), 7).half()
         numbers = (weight.view(count, -1, self.group) / scales.float()).round().clamp(-7, 7).view(count, width) + 8
         low, high = numbers.chunk(2, dim=1) if width % 2 == 0 else (numbers, torch.zeros_like(numbers))
@@ -86,9 +84,6 @@ def _scales(values: Tensor, top: int) -> Tensor:
     return values.abs().amax(-1, keepdim=True).clamp(min=1e-8) / top
 
 
-EMBEDDINGS = {8: Int8Embedding, 4: Int4Embedding}
-
-
 class Program(nn.Module):
     """What a file computes: all outputs of a model for one row of any length, none of it padding."""
 
@@ -106,12 +101,17 @@ class Program(nn.Module):
 
 
 def write_program(
-    model: PreTrainedModel, inputs: Sequence[str], longest: int, file: Path, embedding_bits: int | None
+    model: PreTrainedModel,
+    inputs: Sequence[str],
+    longest: int,
+    file: Path,
+    embedding_bits: int | None = None,
+    group: int | None = None,
 ) -> None:
     """Write a model as a program for one row of up to `longest` tokens.
 
     `inputs`: names of the tensors that it takes, in order, `input_ids` first. `embedding_bits`: 8 or 4, with int8
-    linear layers; None: all in float32. The file says `max_length` itself, and the names of its outputs.
+    linear layers; None: all in float32. `group`: neighbours in a row of a 4-bit table that share a scale. The file says `max_length` itself, and the names of its outputs.
     """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
@@ -122,7 +122,7 @@ def write_program(
         example = tuple(torch.ones(1, EXAMPLE_TOKENS, dtype=torch.long) for _ in program.inputs)
         names = list(program.model(**dict(zip(program.inputs, example, strict=True))).keys())
         if embedding_bits is not None:
-            _quantize(program, embedding_bits)
+            _quantize(program, embedding_bits, group)
         tokens = torch.export.Dim("tokens", min=SHORTEST, max=longest)
         exported = torch.export.export(
             program, example, dynamic_shapes={"given": ({1: tokens},) * len(example)}, strict=False
@@ -146,7 +146,7 @@ def _eager(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def _quantize(program: Program, embedding_bits: int) -> None:
+def _quantize(program: Program, embedding_bits: int, group: int | None) -> None:
     """Int8 linear layers, activations scaled for each token; tables of embeddings in `embedding_bits`."""
     from torchao.quantization.granularity import PerAxis
     from torchao.quantization.quant_api import Int8DynamicActivationIntxWeightConfig, quantize_
@@ -156,7 +156,9 @@ def _quantize(program: Program, embedding_bits: int) -> None:
     for parent in list(program.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Embedding):
-                setattr(parent, name, EMBEDDINGS[embedding_bits](child))
+                setattr(
+                    parent, name, Int8Embedding(child) if embedding_bits == 8 else Int4Embedding(child, group or 32)
+                )
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PretrainedConfig
 from transformers.utils import ModelOutput
 
-from nlp_distill.errors import ModelNotFound
+from nlp_distill.errors import InputInvalid, ModelNotFound
 from nlp_distill.exports.executorch_files import quiet
 
 NEVER = -1e5
@@ -60,6 +60,12 @@ class ProgramModel(nn.Module):
         """Outputs of each row, padded to the longest. `inputs`: [rows, tokens] by name."""
         ids = inputs["input_ids"]
         there = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        if int(there.sum(1).max()) > self.max_length:
+            raise InputInvalid(
+                what="The input",
+                reason=f"it has {int(there.sum(1).max())} tokens",
+                fix=f"cut it to the {self.max_length} that the program reads",
+            )
         rows = []
         for number, kept in enumerate(there):
             given = [
