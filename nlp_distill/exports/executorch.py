@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
     from nlp_distill.task import Task
 
-EMBEDDING_BITS = {"small": 4, "mobile": 8, "exact": None}
+GROUPS = (32, 16)
+"""Neighbours in a row of a 4-bit embedding that share a scale; where accuracy is lost, fewer."""
 KNOWN = ("albert", "bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 """Architectures that were exported and compared with PyTorch; others need not have shapes that can be traced."""
 
@@ -47,25 +49,28 @@ class Executorch(Format):
             raise self.refuse(config, task, f"known are {', '.join(KNOWN)}")
 
     def attempts(self, work: Work, form: Form, settings: Export) -> Iterator[Attempt]:
-        """Int8 of linear layers, 8 or 4 bits of embeddings."""
-        from nlp_distill.exports.executorch_files import write_program
+        """Float32; or int8 linear layers with embeddings in 8 or in 4 bits."""
+        from nlp_distill.exports.executorch_files import Int4Embedding, Int8Embedding, write_program
         from nlp_distill.loading import load_model
 
         inputs = [name for name in work.tokenizer.model_input_names if name != "attention_mask"]
         longest = work.tokenizer.model_max_length
-        bits = EMBEDDING_BITS[form.profile]
-        # Where 4 bits lose too much, fewer neighbours share a scale.
-        for group in (32, 16) if bits == 4 else (None,):
-            says: dict[str, Any] = {"max_length": longest, "inputs": inputs}
-            if bits is not None:
-                of = f" in groups of {group}" if group else ""
-                says["quantization"] = f"int8, activations by token, embeddings int{bits}{of}"
+        ways: dict[str, Any] = {"int8, activations by token, embeddings int8": Int8Embedding}
+        if form.exact:
+            ways = {"": None}
+        if form.profile == "small":
+            ways = {
+                f"int8, activations by token, embeddings int4 in groups of {group}": partial(Int4Embedding, group=group)
+                for group in GROUPS
+            }
+        for said, embedding in ways.items():
 
-            def write(folder: Path, group: int | None = group) -> None:
+            def write(folder: Path, embedding: Any = embedding) -> None:
                 model = load_model(work.model, work.task.auto_class)
-                write_program(model, inputs, longest, folder / f"model{form.suffix}.pte", bits, group)
+                write_program(model, inputs, longest, folder / f"model{form.suffix}.pte", embedding)
 
-            yield Attempt(says, write)
+            says = {"quantization": said} if said else {}
+            yield Attempt({**says, "max_length": longest, "inputs": inputs}, write)
 
     def files(self, model: Path, form: Form) -> list[Path]:
         """One program."""

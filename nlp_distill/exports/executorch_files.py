@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,10 @@ EXAMPLE_TOKENS = 9
 """Length of the rows that a program is traced with; any other between `SHORTEST` and its longest will do."""
 SHORTEST = 2
 """Tokens of the shortest input: the special ones around an empty text."""
+
+
+Kept = Callable[[nn.Embedding], nn.Module]
+"""Makes what stands for an embedding."""
 
 
 class Int8Embedding(nn.Module):
@@ -101,17 +105,12 @@ class Program(nn.Module):
 
 
 def write_program(
-    model: PreTrainedModel,
-    inputs: Sequence[str],
-    longest: int,
-    file: Path,
-    embedding_bits: int | None = None,
-    group: int | None = None,
+    model: PreTrainedModel, inputs: Sequence[str], longest: int, file: Path, embedding: Kept | None
 ) -> None:
     """Write a model as a program for one row of up to `longest` tokens.
 
-    `inputs`: names of the tensors that it takes, in order, `input_ids` first. `embedding_bits`: 8 or 4, with int8
-    linear layers; None: all in float32. `group`: neighbours in a row of a 4-bit table that share a scale. The file says `max_length` itself, and the names of its outputs.
+    `inputs`: names of the tensors that it takes, in order, `input_ids` first. `embedding`: how embeddings are kept,
+    with int8 linear layers; None: all in float32. The file says `max_length`, `inputs` and `outputs` itself.
     """
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
@@ -121,8 +120,8 @@ def write_program(
         # A tensor for each: of the same one given twice torch.export makes one input.
         example = tuple(torch.ones(1, EXAMPLE_TOKENS, dtype=torch.long) for _ in program.inputs)
         names = list(program.model(**dict(zip(program.inputs, example, strict=True))).keys())
-        if embedding_bits is not None:
-            _quantize(program, embedding_bits, group)
+        if embedding is not None:
+            _quantize(program, embedding)
         tokens = torch.export.Dim("tokens", min=SHORTEST, max=longest)
         exported = torch.export.export(
             program, example, dynamic_shapes={"given": ({1: tokens},) * len(example)}, strict=False
@@ -146,8 +145,8 @@ def _eager(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def _quantize(program: Program, embedding_bits: int, group: int | None) -> None:
-    """Int8 linear layers, activations scaled for each token; tables of embeddings in `embedding_bits`."""
+def _quantize(program: Program, embedding: Kept) -> None:
+    """Int8 linear layers, activations scaled for each token; tables of embeddings as they are to be kept."""
     from torchao.quantization.granularity import PerAxis
     from torchao.quantization.quant_api import Int8DynamicActivationIntxWeightConfig, quantize_
 

@@ -43,7 +43,7 @@ def program(tmp_path_factory):
     model, tokenizer = load_model(folder, CLASSIFIER), load_tokenizer(folder)
     file = folder / "mobile" / "model_quantized.pte"
     file.parent.mkdir()
-    write_program(model, INPUTS, tokenizer.model_max_length, file, embedding_bits=8)
+    write_program(model, INPUTS, tokenizer.model_max_length, file, Int8Embedding)
     return model, tokenizer, file
 
 

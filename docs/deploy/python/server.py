@@ -10,6 +10,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from optimum import onnxruntime
 from optimum.pipelines import pipeline
@@ -19,7 +20,7 @@ LARGEST = 1_000_000
 TASKS = {"ForSequenceClassification": "text-classification", "ForQuestionAnswering": "question-answering"}
 
 
-def load(folder):
+def load(folder: str) -> Any:
     """The int8 model of a folder, as the pipeline of its task."""
     built = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))["architectures"][0]
     ending = next(name for name in TASKS if built.endswith(name))
@@ -32,12 +33,12 @@ def load(folder):
     return pipeline(TASKS[ending], model=model, tokenizer=tokenizer, accelerator="ort", **settings)
 
 
-def handler(pipe):
+def handler(pipe: Any) -> type[BaseHTTPRequestHandler]:
     """Requests to one pipeline."""
     turn = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
+        def do_POST(self) -> None:
             try:
                 length = int(self.headers.get("Content-Length", 0))
                 if not 0 < length <= LARGEST:
@@ -48,7 +49,7 @@ def handler(pipe):
             except (ValueError, TypeError, KeyError) as error:
                 return self.answer(400, {"error": f"{type(error).__name__}: {error}"})
 
-        def answer(self, status, value):
+        def answer(self, status: int, value: Any) -> None:
             body = json.dumps(value).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
