@@ -256,6 +256,8 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
             tokenizer = AutoTokenizer.from_pretrained(
                 clean, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
             )
+        except MemoryError:
+            raise
         except Exception as error:
             # The tokenizers library raises nothing more precise.
             raise ValueError(error) from error

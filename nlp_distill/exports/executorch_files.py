@@ -155,9 +155,7 @@ def _quantize(program: Program, embedding: Kept) -> None:
     for parent in list(program.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.Embedding):
-                setattr(
-                    parent, name, Int8Embedding(child) if embedding_bits == 8 else Int4Embedding(child, group or 32)
-                )
+                setattr(parent, name, embedding(child))
 
 
 @contextmanager
