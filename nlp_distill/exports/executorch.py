@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 
     from nlp_distill.task import Task
 
-GROUPS = (32, 16)
-"""Neighbours in a row of a 4-bit embedding that share a scale; where accuracy is lost, fewer."""
+WORD_BITS = {"small": 4, "mobile": 8}
 KNOWN = ("albert", "bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 """Architectures that were exported and compared with PyTorch; others need not have shapes that can be traced."""
 
@@ -33,7 +31,7 @@ class Executorch(Format):
     module = "executorch"
     extra = "executorch"
     forms = (
-        Form("executorch", "small", "student-executorch-int4", "int8, embeddings int4", "_q4", batch=1),
+        Form("executorch", "small", "student-executorch-int4", "int8, words int4", "_q4", batch=1),
         Form("executorch", "mobile", "student-executorch-int8", "int8", "_quantized", batch=1),
         Form("executorch", "exact", "student-executorch-fp32", "fp32", batch=1),
     )
@@ -49,28 +47,19 @@ class Executorch(Format):
             raise self.refuse(config, task, f"known are {', '.join(KNOWN)}")
 
     def attempts(self, work: Work, form: Form, settings: Export) -> Iterator[Attempt]:
-        """Float32; or int8 linear layers with embeddings in 8 or in 4 bits."""
-        from nlp_distill.exports.executorch_files import Int4Embedding, Int8Embedding, write_program
+        """Float32; or int8 with the table of words in 8 or 4 bits."""
+        from nlp_distill.exports.executorch_files import write_program
         from nlp_distill.loading import load_model
 
         inputs = [name for name in work.tokenizer.model_input_names if name != "attention_mask"]
-        longest = work.tokenizer.model_max_length
-        ways: dict[str, Any] = {"int8, activations by token, embeddings int8": Int8Embedding}
-        if form.exact:
-            ways = {"": None}
-        if form.profile == "small":
-            ways = {
-                f"int8, activations by token, embeddings int4 in groups of {group}": partial(Int4Embedding, group=group)
-                for group in GROUPS
-            }
-        for said, embedding in ways.items():
+        longest, bits = work.tokenizer.model_max_length, WORD_BITS.get(form.profile)
+        says = {"quantization": f"int8, activations by token, words int{bits}"} if bits else {}
 
-            def write(folder: Path, embedding: Any = embedding) -> None:
-                model = load_model(work.model, work.task.auto_class)
-                write_program(model, inputs, longest, folder / f"model{form.suffix}.pte", embedding)
+        def write(folder: Path) -> None:
+            model = load_model(work.model, work.task.auto_class)
+            write_program(model, inputs, longest, folder / f"model{form.suffix}.pte", bits)
 
-            says = {"quantization": said} if said else {}
-            yield Attempt({**says, "max_length": longest, "inputs": inputs}, write)
+        yield Attempt({**says, "max_length": longest, "inputs": inputs}, write)
 
     def files(self, model: Path, form: Form) -> list[Path]:
         """One program."""

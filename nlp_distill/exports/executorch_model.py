@@ -29,12 +29,12 @@ class ProgramModel(nn.Module):
 
     def __init__(self, file: Path, config: PretrainedConfig, threads: int | None = None) -> None:
         super().__init__()
-        from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
-        from executorch.runtime import Runtime
-
         self.config, self.path = config, file
         self.device = torch.device("cpu")
         with _silence():
+            from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+            from executorch.runtime import Runtime
+
             if threads is not None:
                 _unsafe_reset_threadpool(threads)
             try:

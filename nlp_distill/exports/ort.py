@@ -31,6 +31,7 @@ class Ort(Onnx):
     name = "ort"
     title = "ONNX Runtime's .ort"
     folder = "mobile"
+    runtime = "onnxruntime-mobile"
     forms = (
         Form("ort", "mobile", "student-ort-int8", "int8", "_quantized", batch=1),
         Form("ort", "exact", "student-ort-fp32", "fp32"),
