@@ -59,7 +59,7 @@ class Int4Embedding(nn.Module):
 
     def __init__(self, embedding: nn.Embedding) -> None:
         super().__init__()
-        groups = embedding.weight.detach().unflatten(1, (-1, GROUP))
+        groups = embedding.weight.detach().view(embedding.num_embeddings, -1, GROUP)
         scales = _scales(groups, 7).half()
         numbers = (groups / scales.float()).round().clamp(-7, 7).flatten(1) + 8
         low, high = numbers.chunk(2, dim=1)
@@ -107,7 +107,8 @@ def write_program(
     """Write a model as a program for one row of up to `longest` tokens.
 
     `inputs`: names of the tensors that it takes, in order, `input_ids` first. `word_bits`: of the table of words,
-    8 or 4, with int8 linear layers and other tables; None: all in float32. The file says `max_length`, `inputs` and `outputs` itself.
+    8 or 4, with int8 linear layers and other tables; None: all in float32. The file itself says its `max_length`,
+    `inputs` and `outputs`.
     """
     with quiet(), torch.no_grad():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner

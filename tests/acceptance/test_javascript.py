@@ -33,30 +33,31 @@ TASKS = {"classifier": "text-classification", "answerer": "question-answering"}
 pytestmark = pytest.mark.slow
 
 
-def short_run(recipe, folder, *settings):
-    """A shipped recipe on few rows: real texts, a real teacher, the files that everybody gets."""
+def short_run(folder, recipe, sample, *settings):
+    """A shipped recipe on few rows: real texts, a real teacher, the files that everybody gets, and those rows."""
+    data, rows = folder / "data", {}
+    data.mkdir()
+    for split, count in (("train", 200), ("validation", ROWS)):
+        table = parquet.read_table(DATA / sample / f"{split}.parquet").slice(0, count)
+        parquet.write_table(table, data / f"{split}.parquet")
+        rows[split] = table.to_pylist()
     common = ["teacher.finetune.epochs=1", "distill.epochs=1", "export=[{format: onnx, score_drop: 100}]"]
-    return nlp_distill.run(recipe, *common, *settings, out=folder / "run").path / "model"
-
-
-def rows_of(path, *columns):
-    table = parquet.read_table(DATA / path, columns=list(columns)).to_pylist()
-    return [{name: row[name] for name in columns} for row in table]
+    run = nlp_distill.run(recipe, *common, f"data.dataset={data}", *settings, out=folder / "run")
+    return run.path / "model", rows["validation"]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A model and real rows for each task. Questions whose context fits whole: JavaScript cuts longer ones."""
-    classifier = short_run("quickstart", tmp_path_factory.mktemp("classifier"), "data.limit=1200")
-    texts = [{"text": row["sentence"]} for row in rows_of("classification/data/sst2/validation.parquet", "sentence")]
-    answerer = short_run("quickstart-qa", tmp_path_factory.mktemp("answerer"), "data.limit=300")
+    classifier, texts = short_run(tmp_path_factory.mktemp("classifier"), "quickstart", "classification/data/sst2")
+    answerer, questions = short_run(
+        tmp_path_factory.mktemp("answerer"), "quickstart-qa", "question_answering/data/squad", "data.selection=20"
+    )
     tokenizer = load_tokenizer(answerer)
-    questions = [
-        row
-        for row in rows_of("question_answering/data/squad/validation.parquet", "question", "context")
-        if len(tokenizer(row["question"], row["context"])["input_ids"]) < tokenizer.model_max_length
-    ]
-    return {"classifier": (classifier, texts[:ROWS]), "answerer": (answerer, questions[:ROWS])}
+    asked = [{"question": row["question"], "context": row["context"]} for row in questions]
+    fitting = [row for row in asked if len(tokenizer(*row.values())["input_ids"]) < tokenizer.model_max_length]
+    assert len(fitting) > ROWS / 2
+    return {"classifier": (classifier, [{"text": row["sentence"]} for row in texts]), "answerer": (answerer, fitting)}
 
 
 def python_says(model, rows, dtype):
