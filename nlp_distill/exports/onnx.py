@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nlp_distill.errors import MissingExtra
 from nlp_distill.exports.format import Attempt, Form, Format, Work
@@ -13,7 +13,7 @@ from nlp_distill.loading import load_ort, onnx_files
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from nlp_distill.recipe import Export
+    from nlp_distill.recipe import Export, Profile
     from nlp_distill.task import Task
 
 
@@ -26,12 +26,12 @@ class Onnx(Format):
     runtime = "onnxruntime"
     module = "onnxruntime"
     extra = "onnx"
-    forms = (
+    forms: ClassVar[tuple[Form, ...]] = (
         Form("onnx", "fast", "student-onnx-int8", "int8", "_quantized", batch=1),
         Form("onnx", "dynamic", "student-onnx-dynamic", "int8", "_int8", batch=1),
         Form("onnx", "exact", "student-onnx-fp32", "fp32"),
     )
-    source = "exact"
+    source: ClassVar[Profile | None] = "exact"
 
     def check(self, config: PretrainedConfig, task: Task, settings: Export) -> None:
         """Optimum's word on the type and the task."""
