@@ -257,7 +257,7 @@ class Distill(Settings):
 class Export(Settings):
     """A form of the student to deliver."""
 
-    format: Literal["onnx"] = Field("onnx", description="File format.")
+    format: Literal["onnx", "openvino"] = Field("onnx", description="File format.")
     profile: Profile = Field(
         "fast",
         description="`fast`: lowest latency; `small`: fewest bytes; `mobile`: plain operators for phones; "

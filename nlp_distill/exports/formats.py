@@ -6,8 +6,9 @@ from pathlib import Path
 
 from nlp_distill.exports.format import Form, Format
 from nlp_distill.exports.onnx import Onnx
+from nlp_distill.exports.openvino import OpenVino
 
-FORMATS: dict[str, Format] = {entry.name: entry for entry in (Onnx(),)}
+FORMATS: dict[str, Format] = {entry.name: entry for entry in (Onnx(), OpenVino())}
 
 
 def form_of(variant: str) -> Form | None:
