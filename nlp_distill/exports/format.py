@@ -82,7 +82,7 @@ class Format(ABC):
     @property
     def installed(self) -> bool:
         """Whether the engine is there."""
-        return find_spec(self.module) is not None
+        return find_spec(self.module.partition(".")[0]) is not None and find_spec(self.module) is not None
 
     def form(self, profile: Profile) -> Form:
         """What a profile makes. Raises `ExportInvalid`."""
