@@ -1,0 +1,40 @@
+"""Run a module in a process that dies with the one that started it: `python -m nlp_distill.service.tied MODULE …`.
+
+A worker that is killed leaves nothing running. The kernel sees to a child whose parent dies (`PR_SET_PDEATHSIG`);
+whoever was tied too late asks whether its worker is still there. Torchrun starts the processes of a run in sessions
+of their own, so each of them ties itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+from nlp_distill.service.processes import signature
+
+WORKER_VARIABLE = "NLP_DISTILL_WORKER"
+PR_SET_PDEATHSIG = 1
+NICENESS = 10
+
+
+def tie() -> None:
+    """Die when the parent does; exit at once where the worker that is named in the environment has gone already."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+    worker = os.environ.get(WORKER_VARIABLE, "")
+    if worker and signature(int(worker.split(":")[0])) != worker:
+        sys.exit(75)
+
+
+def main() -> None:
+    """Tie this process, then become the module."""
+    tie()
+    os.nice(NICENESS)
+    # Execution keeps the tie.
+    os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()
