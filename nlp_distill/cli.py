@@ -17,6 +17,7 @@ import typer
 
 from nlp_distill import __version__
 from nlp_distill.errors import InputInvalid, Interrupted, NlpDistillError, shown
+from nlp_distill.outcome import leave_outcome
 from nlp_distill.verbs import caches, recipes
 from nlp_distill.verbs.common import (
     ControlOption,
@@ -61,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
         err.print(f"{error}\n  {_command_line()}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except NlpDistillError as error:
+        leave_outcome(error)
         err.print(f"Error: {error}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 
 from nlp_distill.service.processes import signature
 
 WORKER_VARIABLE = "NLP_DISTILL_WORKER"
+FETCH_VARIABLE = "NLP_DISTILL_FETCH"
+"""A recipe whose models and data are fetched first: the only process that may use the Hub and its token."""
+ONLINE = ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_ENDPOINT")
 PR_SET_PDEATHSIG = 1
 NICENESS = 10
 
@@ -28,10 +32,24 @@ def tie() -> None:
         sys.exit(75)
 
 
+def fetch(recipe: str) -> None:
+    """Fetch in a process of its own; from here on there is no token and no Hub. Exits as that process did."""
+    command = [sys.executable, "-m", "nlp_distill.service.tied", "nlp_distill.service.fetch", recipe]
+    code = subprocess.run(command, check=False).returncode
+    for name in ONLINE:
+        os.environ.pop(name, None)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    if code != 0:
+        sys.exit(code if code > 0 else 1)
+
+
 def main() -> None:
     """Tie this process, then become the module."""
     tie()
-    os.nice(NICENESS)
+    if recipe := os.environ.pop(FETCH_VARIABLE, ""):
+        fetch(recipe)
+    else:
+        os.nice(NICENESS)
     # Execution keeps the tie.
     os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
 

@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 @dataclass(frozen=True)
 class Spec:
-    """One attempt: arguments of Python (`-m MODULE …`), where, with which environment and nothing else of ours."""
+    """One attempt: a module and its arguments (`python -m MODULE …`), its folder, its log, its whole environment."""
 
     attempt_id: str
     arguments: tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ class LocalExecutor:
             return self._handle(pid, spec)
         spec.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         spec.log.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        own = {ATTEMPT_VARIABLE: spec.attempt_id, WORKER_VARIABLE: signature(threading.get_native_id()) or ""}
+        own = {ATTEMPT_VARIABLE: spec.attempt_id, WORKER_VARIABLE: signature(os.getpid()) or ""}
         process = subprocess.Popen(
             [sys.executable, "-m", "nlp_distill.service.tied", *_command(spec)],
             cwd=spec.folder,
