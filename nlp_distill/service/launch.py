@@ -14,7 +14,7 @@ from nlp_distill.service.executors.contract import Spec
 from nlp_distill.service.home import Home
 from nlp_distill.service.references import localised
 from nlp_distill.service.store.queue import Claim
-from nlp_distill.service.tied import FETCH_VARIABLE, ONLINE
+from nlp_distill.service.tied import FETCH_VARIABLE, NICE_VARIABLE, ONLINE
 
 PASSED_ON = (
     *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV"),
@@ -29,7 +29,7 @@ def outcome_file(home: Home, claim: Claim) -> Path:
     return home.log(claim.job_id, claim.attempt_id).with_suffix(".outcome.json")
 
 
-def prepare(home: Home, claim: Claim, place: Callable[[str], str], online: bool) -> Spec:
+def prepare(home: Home, claim: Claim, place: Callable[[str], str], online: bool, niceness: int) -> Spec:
     """Write the recipe and say what to run. `place`: an id → where it lies."""
     folder = home.job(claim.job_id)
     recipe = folder / "recipe.yaml"
@@ -42,6 +42,7 @@ def prepare(home: Home, claim: Claim, place: Callable[[str], str], online: bool)
         "TOKENIZERS_PARALLELISM": "false",
         # A process that stands still is asked where, by SIGABRT.
         "PYTHONFAULTHANDLER": "1",
+        NICE_VARIABLE: str(niceness),
         OUTCOME_VARIABLE: str(outcome_file(home, claim)),
     }
     if threads := claim.resources.get("threads"):

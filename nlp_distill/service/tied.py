@@ -20,7 +20,7 @@ FETCH_VARIABLE = "NLP_DISTILL_FETCH"
 """A recipe whose models and data are fetched first: the only process that may use the Hub and its token."""
 ONLINE = ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_ENDPOINT")
 PR_SET_PDEATHSIG = 1
-NICENESS = 10
+NICE_VARIABLE = "NLP_DISTILL_NICE"
 
 
 def tie() -> None:
@@ -48,8 +48,8 @@ def main() -> None:
     tie()
     if recipe := os.environ.pop(FETCH_VARIABLE, ""):
         fetch(recipe)
-    else:
-        os.nice(NICENESS)
+    if NICE_VARIABLE in os.environ:
+        os.nice(int(os.environ.pop(NICE_VARIABLE, "0")))
     # Execution keeps the tie.
     os.execv(sys.executable, [sys.executable, "-m", *sys.argv[1:]])
 

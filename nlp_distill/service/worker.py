@@ -36,7 +36,8 @@ class WorkerSettings:
 
     `lease_s`: after so long without a sign of life a worker is given up. `stall_s`: a run that says nothing for so
     long is stopped; above the 30 minutes after which a run stops itself. `retention_days`: jobs that ended before
-    are removed; 0 keeps all. `online`: what a recipe names may be fetched from the Hub.
+    are removed; 0 keeps all. `online`: what a recipe names may be fetched from the Hub. `niceness`: how far runs step
+    back for the server.
     """
 
     slots: int = 1
@@ -47,6 +48,7 @@ class WorkerSettings:
     stall_s: float = 45 * 60.0
     retention_days: float = 0.0
     online: bool = False
+    niceness: int = 5
 
 
 SETTINGS = WorkerSettings()
@@ -59,6 +61,7 @@ class Worker:
         self, home: Home, queue: Queue, executor: Executor, settings: WorkerSettings = WorkerSettings()
     ) -> None:
         self.home, self.queue, self.executor, self.settings = home, queue, executor, settings
+        self.prepare = prepare
         self.id = new_id("worker")
         self.attempts: list[Attempt] = []
         self._seen: dict[str, tuple[int, int, float]] = {}
@@ -121,7 +124,7 @@ class Worker:
         try:
             for earlier in claim.before:
                 self.executor.reap(earlier, None)
-            spec = prepare(self.home, claim, self._place, self.settings.online)
+            spec = self.prepare(self.home, claim, self._place, self.settings.online, self.settings.niceness)
             handle = self.executor.submit(spec)
         except (OSError, LookupError) as error:
             detail = f"It could not be started: {error}"

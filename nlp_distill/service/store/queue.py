@@ -182,7 +182,7 @@ class Queue:
         self, connection: Connection, job: Row[Any], ending: Ending, furthest: str, made: Sequence[Artifact]
     ) -> str:
         now = self.clock()
-        closing = {"finished_at": now, "ending": ending.kind, "detail": ending.detail}
+        closing: dict[str, Any] = {"finished_at": now, "ending": ending.kind, "detail": ending.detail}
         closing["reason"] = ending.reason.value if ending.reason else None
         connection.execute(update(attempts).where(attempts.c.id == job.attempt_id).values(closing))
         failures = (0 if furthest > job.furthest else job.failures) + (ending.cause == "infra")
