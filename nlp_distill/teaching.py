@@ -26,12 +26,14 @@ from nlp_distill.objective import Objective
 from nlp_distill.recipe import Phase
 from nlp_distill.road import Road
 from nlp_distill.rundir import disk_errors, sha256_json
-from nlp_distill.shelf import sealed, sole_writer, teachers_folder, used_now
-from nlp_distill.signals import LAYERED, LiveTeacher, Request, TeacherSource
+from nlp_distill.shelf import prune, sealed, sole_writer, teachers_folder, used_now
+from nlp_distill.signals import LAYERED, LiveTeacher, Request, TeacherSource, first_suffices
 from nlp_distill.sources import resolve
 
 AUTO_BYTES = 2e9
 """What `cache: auto` may write."""
+FORGOTTEN_SECONDS = 30 * 86_400.0
+"""A cache that no run used for so long makes room for the next one."""
 LIVE, STOPPED = "none", "stopped"
 
 
@@ -77,7 +79,16 @@ class Lesson:
         """The teacher itself."""
         road = self.road
         model = load_model(road.rundir.teacher, road.task.auto_class).to(road.accelerator.device)
-        return LiveTeacher(model, road.task, self.objective.teacher_request, road.setting().autocast)
+        ids = road.trim.ids() if road.trim is not None else None
+        return LiveTeacher(
+            model, road.task, self.objective.teacher_request, road.setting().autocast, self.first_suffices, ids
+        )
+
+    @property
+    def first_suffices(self) -> bool:
+        """Whether the teacher's last layer is run for the first token alone."""
+        road, request = self.road, self.objective.teacher_request
+        return self.phase.lean and first_suffices(road.task, self.teacher, request, road.teacher_tokenizer)
 
     @cached_property
     def examples(self) -> Examples:
@@ -95,15 +106,22 @@ class Lesson:
         road, request = self.road, self.objective.teacher_request
         twin = self.rows.twin
         wide = self.teacher.is_encoder_decoder and request.logits
+        batch = probe(road.task, self.examples)
+        features = self.rows.features
+        if road.trim is not None:
+            # The teacher reads its own ids: runs with other vocabularies share its signals.
+            features = road.trim.theirs(features)
+            batch = {**batch, "input_ids": road.trim.ids()[batch["input_ids"].cpu()]}
         return {
             "format": FORMAT,
             "teacher": resolve(str(road.rundir.teacher)).identity(),
-            "rows": [fingerprint(features) for features in (self.rows.features, *(twin[:1] if twin else ()))],
-            "batch": _hash_of_batch(probe(road.task, self.examples)),
+            "rows": [fingerprint(read) for read in (features, *(twin[:1] if twin else ()))],
+            "batch": _hash_of_batch(batch),
             "task": [road.task.name, road.task.options.model_dump(mode="json")],
             "signals": {field.name: _plain(getattr(request, field.name)) for field in fields(request)},
             "temperatures": self.objective.temperatures if wide else [],
             "arithmetic": [str(road.setting().autocast), road.accelerator.device.type, torch.get_num_threads()],
+            "first": self.first_suffices,
             "torch": str(torch.__version__),
         }
 
@@ -142,6 +160,7 @@ class Lesson:
                     if reason:
                         return self._beside(reason)
                     self._remember(precision)
+                    self._make_room()
                     self._write(folder, planned, precision)
         self._remember(precision)
         used_now(folder)
@@ -190,6 +209,12 @@ class Lesson:
         }
         last = last_stack(self.teacher)
         write(folder, planned, road.task, self.live, self.examples, last, about, progress)
+
+    def _make_room(self) -> None:
+        """Caches that nobody uses any more go when another one comes."""
+        for entry in prune(FORGOTTEN_SECONDS):
+            message = f"removed the cache {entry.folder.name}, {shown(entry.size)}: unused for 30 days, or half-written"
+            self.road.notify("note", message=message)
 
     def _wait(self) -> None:
         """Another run is writing the same cache."""
