@@ -74,6 +74,12 @@ class Home:
             stream.write(token + "\n")
         return token
 
+    def use_token(self, token: str) -> None:
+        """Let a token that a person chose be the owner's."""
+        self.token.unlink(missing_ok=True)
+        with open(os.open(self.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
+            stream.write(token + "\n")
+
     def job(self, job_id: str) -> Path:
         """The folder of a job."""
         return self._inside(self.jobs, job_id)

@@ -26,9 +26,7 @@ class Resources(Given):
 
     processes: int = Field(1, ge=1, le=64, description="Processes of the training; several share each step.")
     gpus: int = Field(0, ge=0, le=64, description="GPUs; 0 trains on the CPU.")
-    threads: int | None = Field(
-        None, ge=1, le=256, description="Threads of each process; unset: as many as cores."
-    )
+    threads: int | None = Field(None, ge=1, le=256, description="Threads of each process; unset: as many as cores.")
     run_s: int | None = Field(None, ge=1, le=31_536_000, description="Seconds that the job may run, attempts added up.")
 
 
