@@ -17,7 +17,8 @@ import typer
 
 from nlp_distill import __version__
 from nlp_distill.errors import Interrupted, NlpDistillError, shown
-from nlp_distill.verbs import caches, hub, predictions, recipes, reports, serve
+from nlp_distill.outcome import leave_outcome
+from nlp_distill.verbs import caches, hub, jobs, predictions, recipes, reports, serve
 from nlp_distill.verbs.common import (
     ControlOption,
     JsonOption,
@@ -55,6 +56,9 @@ app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 app.command("report")(reports.report)
 app.command()(serve.serve)
+app.add_typer(jobs.app, name="jobs")
+app.command()(jobs.submit)
+app.command()(jobs.worker)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         err.print(f"{error}\n  {_command_line()}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except NlpDistillError as error:
+        leave_outcome(error)
         err.print(f"Error: {error}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
