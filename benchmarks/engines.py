@@ -1,0 +1,72 @@
+"""The arms of the speed rows: ours, the two loops, TextBrewer and torchdistill, on prepared rows."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from harness import ROOT, Arm
+from prepared import Bench, Rows
+
+NAIVE_STEPS, DYNAMIC_STEPS = 1, 4
+"""Steps in a block of the loops that are not ours: about as long as an epoch of ours."""
+
+
+def ours(bench: Bench, rows: Rows, losses: str, name: str = "ours", without: str = "", **distill: Any) -> Arm:
+    """The product, an epoch a block; `distill`: settings of the phase."""
+    settings = {
+        "recipe": bench.recipe(rows, losses, **distill),
+        "examples": rows.examples,
+        "tokens": rows.tokens,
+        "without": without,
+    }
+    here = os.pathsep.join([str(ROOT), str(ROOT / "tasks")])
+    environment = {"NLP_DISTILL_CACHE": str(bench.folder / "cache"), "PYTHONPATH": here}
+    return Arm(name, "ours.py", settings, environment=environment)
+
+
+def fed(bench: Bench, rows: Rows, feed: str) -> dict[str, Any]:
+    """What every other loop is told."""
+    return {
+        "rows": str(rows.batches),
+        "feed": feed,
+        "steps": NAIVE_STEPS if feed == "padded" else DYNAMIC_STEPS,
+        "teacher": str(bench.teacher),
+        "student": str(bench.student),
+        "precision": bench.precision,
+    }
+
+
+def naive(bench: Bench, rows: Rows, losses: str) -> Arm:
+    """Padded to 128, fp32, all outputs."""
+    settings = {**fed(bench, rows, "padded"), "loop": "naive", "wide": losses == "wide"}
+    return Arm("naive", "loops.py", settings)
+
+
+def tuned(bench: Bench, rows: Rows, losses: str, feed: str = "dynamic", name: str = "tuned") -> Arm:
+    """Padded to the longest row of each batch, fused AdamW, the probed precision."""
+    return Arm(name, "loops.py", {**fed(bench, rows, feed), "loop": "tuned", "wide": losses == "wide"})
+
+
+def products(bench: Bench, rows: Rows, feed: str = "sorted") -> Arm:
+    """The matrix products of ours alone, over the same batches."""
+    return Arm("torch.mm", "products.py", {**fed(bench, rows, feed), "steps": rows.examples // 32})
+
+
+FRAMEWORKS = {"TextBrewer": "with_textbrewer.py", "torchdistill": "with_torchdistill.py"}
+
+
+def environments() -> Path:
+    """Where `make bench-environments` put the frameworks."""
+    return Path(os.environ.get("BENCH_ENVIRONMENTS", ROOT / ".bench"))
+
+
+def framework(bench: Bench, rows: Rows, name: str, feed: str) -> Arm:
+    """TextBrewer or torchdistill, fed padded, dynamic or sorted batches."""
+    python = environments() / name.lower() / "bin" / "python"
+    if not python.exists():
+        sys.exit(f"{python} is missing: run `make bench-environments`")
+    settings = fed(bench, rows, feed)
+    return Arm(f"{name}, {feed}", FRAMEWORKS[name], settings, python=str(python))
