@@ -292,8 +292,23 @@ class NotExportable(ModelError):
     """'{model_type}' for {task} cannot be exported to {format} ({reason}); remove that entry from `export`."""
 
 
+class ExportInvalid(RecipeError):
+    """export: {reason}."""
+
+
 class MissingExtra(UserError):
     """{what} needs a part that is not installed; run `pip install 'nlp-distill[{extra}]'`."""
+
+
+# Serving
+
+
+class ListeningUnsafe(UserError):
+    """{host} is reached from other machines, and no token is set; put one into {variable} or a --token-file, or listen on 127.0.0.1."""
+
+
+class TokenUnfit(UserError):
+    """The token in {source} cannot be used: {reason}; make one with `python -c "import secrets; print(secrets.token_urlsafe(32))"`."""
 
 
 # Run folders

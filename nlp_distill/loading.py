@@ -256,6 +256,8 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
             tokenizer = AutoTokenizer.from_pretrained(
                 clean, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
             )
+        except MemoryError:
+            raise
         except Exception as error:
             # The tokenizers library raises nothing more precise.
             raise ValueError(error) from error
@@ -299,12 +301,11 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     tokenizer.save_pretrained(folder)
 
 
-def onnx_files(folder: Path, precision: str) -> dict[str, str]:
-    """The ONNX files of a precision (`fp32`, `int8`) that a model folder holds: part → name; empty when none.
+def onnx_files(folder: Path, suffix: str) -> dict[str, str]:
+    """The ONNX files with a suffix (`_quantized`) that a model folder holds: part → name; empty when none.
 
     One file, or an encoder and a decoder (merged with the one that takes its past, where the model keeps one).
     """
-    suffix = {"fp32": "", "int8": "_quantized"}[precision]
     whole, encoder = f"model{suffix}.onnx", f"encoder_model{suffix}.onnx"
     if (folder / "onnx" / whole).is_file():
         return {"file_name": whole}
@@ -315,8 +316,8 @@ def onnx_files(folder: Path, precision: str) -> dict[str, str]:
     return {"encoder_file_name": encoder, "decoder_file_name": found[0]}
 
 
-def load_ort(folder: Path, auto_class: str, precision: str, threads: int | None = None) -> Any:
-    """An Optimum ORTModelFor… of the files of a precision in `folder/onnx`. Raises `MissingExtra`."""
+def load_ort(folder: Path, auto_class: str, suffix: str = "", threads: int | None = None) -> Any:
+    """An Optimum ORTModelFor… of the files with a suffix in `folder/onnx`. Raises `MissingExtra`."""
     try:
         import onnxruntime
         from optimum import onnxruntime as optimum_ort
@@ -329,7 +330,7 @@ def load_ort(folder: Path, auto_class: str, precision: str, threads: int | None 
     check_folder(folder)
     for file in (folder / "onnx").iterdir():
         inside(folder, f"onnx/{file.name}")
-    config, files = load_config(folder), onnx_files(folder, precision)
+    config, files = load_config(folder), onnx_files(folder, suffix)
     kind = getattr(optimum_ort, auto_class.replace("AutoModel", "ORTModel"))
     # Optimum's own loading would read the folder's other files, and a merged decoder twice.
     with _graphs(folder, files):

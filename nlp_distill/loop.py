@@ -28,9 +28,8 @@ from nlp_distill.batches import derived_seed, epoch_steps, micro_batches, rank_s
 from nlp_distill.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
 from nlp_distill.errors import Interrupted, LossNotFinite, RunFailed
 from nlp_distill.objective import Objective
-from nlp_distill.prediction import model_pipeline
 from nlp_distill.recipe import Training
-from nlp_distill.scores import predict
+from nlp_distill.scores import model_pipeline, predict
 from nlp_distill.signals import Signal, TeacherSource, capture, model_inputs
 from nlp_distill.task import Batch, Task
 from nlp_distill.trouble import watched

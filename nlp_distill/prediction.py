@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nlp_distill.errors import ModelFolderNotFound, ModelHasNoTask, RunFolderDamaged, VariantUnknown
-from nlp_distill.loading import architectures, has_head, load_model, load_ort, load_tokenizer, onnx_files
+from nlp_distill.exports.formats import FORMATS, form_of, forms_there
+from nlp_distill.loading import architectures, has_head, load_model, load_tokenizer
 from nlp_distill.rundir import RunDir, read_json
+from nlp_distill.scores import model_pipeline
 from nlp_distill.sources import resolve
 from nlp_distill.task import Task, load_task, task_names
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-PRECISIONS = {"student-onnx-int8": "int8", "student-onnx-fp32": "fp32"}
 
 
 def load_pipeline(path: str | Path, variant: str | None = None, threads: int | None = None) -> Any:
     """A pipeline for a run, a model folder or a Hub id.
 
-    `variant`: `student`, `student-onnx-fp32`, `student-onnx-int8`, and in a run `teacher` and `control`; unset:
-    the one that the run recommends, else the smallest that is there. Inputs are cut at the tokenizer's
-    `model_max_length`, and batches have one row unless the call says otherwise: the answers of dynamic int8
-    depend on what else is in the batch. Raises `ModelFolderNotFound`, `VariantUnknown`, `ModelError`.
+    `variant`: `student`, `student-onnx-int8` and so on (docs/exports.md), and in a run `teacher` and `control`; unset:
+    the one that the run recommends, else the smallest that is there and has its runtime. Inputs are cut at the
+    tokenizer's `model_max_length`, and batches have one row unless the call says otherwise: the answers of dynamic
+    int8 depend on what else is in the batch. Raises `ModelFolderNotFound`, `VariantUnknown`, `ModelError`.
     """
     return load_variant(path, variant, threads)[1]
 
@@ -44,14 +41,23 @@ def load_variant(path: str | Path, variant: str | None = None, threads: int | No
     others = {name: other for name, other in others.items() if (other / "config.json").is_file()}
     if not (folder / "config.json").is_file() and variant not in others:
         raise ModelFolderNotFound(folder=path)
-    there = [name for name, precision in PRECISIONS.items() if onnx_files(folder, precision)]
-    names = [*there, "student", *others]
-    variant = variant or names[0]
+    there = forms_there(folder)
+    names = [*(form.variant for form in there), "student", *others]
+    variant = variant or _smallest(folder) or "student"
     if variant not in names:
         raise VariantUnknown(variant=variant, folder=path, known=", ".join(names))
     folder = others.get(variant, folder)
     task = task_of(folder)
-    return task, variant_pipeline(folder, task, PRECISIONS.get(variant), threads)
+    return task, variant_pipeline(folder, task, variant, threads)
+
+
+def _smallest(folder: Path) -> str | None:
+    """The smallest exported variant whose runtime is installed."""
+    usable = [form for form in forms_there(folder) if FORMATS[form.format].installed]
+    sizes = {
+        form.variant: sum(file.stat().st_size for file in FORMATS[form.format].files(folder, form)) for form in usable
+    }
+    return min(sizes, key=lambda name: sizes[name]) if sizes else None
 
 
 def _recommended(run: RunDir) -> str | None:
@@ -83,21 +89,11 @@ def task_of(folder: Path) -> Task:
     raise ModelHasNoTask(folder=folder, architecture=named, known=", ".join(task_names()))
 
 
-def variant_pipeline(folder: Path, task: Task, precision: str | None, threads: int | None = None) -> Any:
-    """The pipeline of one variant: PyTorch, or ONNX Runtime through Optimum when `precision` is given."""
+def variant_pipeline(folder: Path, task: Task, variant: str | None, threads: int | None = None) -> Any:
+    """The pipeline of one variant: an export's own, and PyTorch's where the name is none of an export."""
     tokenizer = load_tokenizer(folder)
-    if precision is None:
+    form = form_of(variant) if variant else None
+    if form is None:
         return model_pipeline(task, load_model(folder, task.auto_class), tokenizer)
-    ort = load_ort(folder, task.auto_class, precision, threads)
-    from optimum.pipelines import pipeline
-
-    settings = task.pipeline_settings(tokenizer)
-    return pipeline(task.pipeline_task, model=ort, tokenizer=tokenizer, accelerator="ort", **settings)
-
-
-def model_pipeline(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """The task's pipeline around a model in memory, on the model's device."""
-    import transformers
-
-    settings = task.pipeline_settings(tokenizer)
-    return transformers.pipeline(task.pipeline_task, model=model, tokenizer=tokenizer, device=model.device, **settings)
+    entry = FORMATS[form.format]
+    return entry.pipeline(entry.load(folder, task.auto_class, form, threads), task, tokenizer)

@@ -10,13 +10,14 @@ from nlp_distill.cache import obstacle
 from nlp_distill.errors import (
     CacheRefused,
     ConfigInvalid,
+    ExportInvalid,
     ModelUnfit,
     NotYet,
     SignalMissing,
     TokenizerMismatch,
     TokenizerUnfit,
 )
-from nlp_distill.exports.onnx import check_exportable
+from nlp_distill.exports.formats import FORMATS
 from nlp_distill.families import family_of
 from nlp_distill.layers import stack_maps
 from nlp_distill.loading import has_class, has_head, load_config, load_generation, load_tokenizer, shape_of
@@ -79,11 +80,18 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
             reason = obstacle(task, teacher, phase.losses, phase.cache)
             if reason:
                 raise CacheRefused(reason=reason)
-    if len({export.format for export in recipe.export}) < len(recipe.export):
-        raise NotYet(what="More than one export in a format", instead="give one entry for each format")
-    if recipe.export:
-        check_exportable(source, task.pipeline_task)
+    check_exports(recipe, task, student)
     return Feasible(tries, teacher, student, copied, supervise)
+
+
+def check_exports(recipe: Recipe, task: Task, student: PretrainedConfig) -> None:
+    """Refuse exports that nobody can make of the student. Raises `ExportInvalid`, `NotExportable`, `MissingExtra`."""
+    seen: set[tuple[str, str]] = set()
+    for entry in recipe.export:
+        if (entry.format, entry.profile) in seen:
+            raise ExportInvalid(reason=f"'{entry.profile}' of {entry.format} is asked for twice; keep one")
+        seen.add((entry.format, entry.profile))
+        FORMATS[entry.format].check(student, task, entry)
 
 
 def check_model(source: Source, task: Task) -> PretrainedConfig:

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from nlp_distill.settings import Number, NumberOrNone, Settings, Whole, WholeOrNone
 from nlp_distill.terms import AnyTerm, AttentionTerm, HiddenTerm, LogitsTerm, StackName
 
+Profile = Literal["fast", "small", "mobile", "exact", "dynamic"]
 LayerPolicy = Literal["alternate", "first", "last", "first_last", "distilbert"]
 LayerMap = LayerPolicy | list[Annotated[int, Field(ge=0)]]
 LayerMaps = LayerMap | dict[StackName, LayerMap]
@@ -253,8 +254,10 @@ class Export(Settings):
     """A form of the student to deliver."""
 
     format: Literal["onnx"] = Field("onnx", description="File format.")
-    profile: Literal["fast", "exact"] = Field(
-        "fast", description="`fast`: int8 weights and activations beside the fp32 file; `exact`: fp32 only."
+    profile: Profile = Field(
+        "fast",
+        description="`fast`: lowest latency; `small`: fewest bytes; `mobile`: plain operators for phones; "
+        "`exact`: fp32; `dynamic`: int8 whose answers depend on what else is in the batch. See docs/exports.md.",
     )
     target: Literal["auto", "avx512_vnni", "avx2", "arm64"] = Field(
         "auto", description="Instruction set that int8 is made for; `auto`: this machine's."

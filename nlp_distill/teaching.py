@@ -26,12 +26,14 @@ from nlp_distill.objective import Objective
 from nlp_distill.recipe import Phase
 from nlp_distill.road import Road
 from nlp_distill.rundir import disk_errors, sha256_json
-from nlp_distill.shelf import sealed, sole_writer, teachers_folder, used_now
+from nlp_distill.shelf import prune, sealed, sole_writer, teachers_folder, used_now
 from nlp_distill.signals import LAYERED, LiveTeacher, Request, TeacherSource
 from nlp_distill.sources import resolve
 
 AUTO_BYTES = 2e9
 """What `cache: auto` may write."""
+FORGOTTEN_SECONDS = 30 * 86_400.0
+"""A cache that no run used for so long makes room for the next one."""
 LIVE, STOPPED = "none", "stopped"
 
 
@@ -142,6 +144,7 @@ class Lesson:
                     if reason:
                         return self._beside(reason)
                     self._remember(precision)
+                    self._make_room()
                     self._write(folder, planned, precision)
         self._remember(precision)
         used_now(folder)
@@ -190,6 +193,12 @@ class Lesson:
         }
         last = last_stack(self.teacher)
         write(folder, planned, road.task, self.live, self.examples, last, about, progress)
+
+    def _make_room(self) -> None:
+        """Caches that nobody uses any more go when another one comes."""
+        for entry in prune(FORGOTTEN_SECONDS):
+            message = f"removed the cache {entry.folder.name}, {shown(entry.size)}: unused for 30 days, or half-written"
+            self.road.notify("note", message=message)
 
     def _wait(self) -> None:
         """Another run is writing the same cache."""
