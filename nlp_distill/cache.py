@@ -24,14 +24,14 @@ from transformers import PretrainedConfig
 from nlp_distill.batches import Indices, micro_batches
 from nlp_distill.errors import CacheRefused
 from nlp_distill.families import family_of
-from nlp_distill.losses import first_tokens
+from nlp_distill.losses import at_first, first_tokens
 from nlp_distill.rundir import new_folder
 from nlp_distill.shelf import INDEX, seal, sealed
 from nlp_distill.signals import LAYERED, Request, Signal, TeacherSource, TopLogits
 from nlp_distill.task import Batch, Task
 from nlp_distill.terms import AnyTerm, LogitsTerm
 
-FORMAT = 1
+FORMAT = 2
 TOP = 64
 """Logits kept of a token whose distribution is wide."""
 WIDE = 4 * TOP
@@ -279,6 +279,8 @@ def write(
             for part in planned.parts:
                 values = getattr(signal, part.kind)[part.place if part.kind != "logits" else part.place[0]]
                 mask = masks[part.axis].to(values.device)
+                if part.axis.endswith(".first"):
+                    values, mask = at_first(values, mask), mask.any(1)
                 files[part.file].write(part.encode(values[mask].view(-1, part.width)).tobytes())
             for stack, bias in signal.bias.items():
                 if stack not in biases or len(bias) > len(biases[stack]):

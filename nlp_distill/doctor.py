@@ -87,7 +87,8 @@ def check_recipe(name: str, overrides: Sequence[str]) -> list[str]:
     else:
         lines.append(f"  teacher: {source.name}, {_layers(found.teacher)}, {_tries(found.tries)}")
     origin = f", from teacher layers {_maps(found.copy_map)}" if found.copy_map else ""
-    lines.append(f"  student: {_layers(found.student)}{origin}")
+    trims = ", the vocabulary trimmed to the training rows" if recipe.student.vocabulary == "trim" else ""
+    lines.append(f"  student: {_layers(found.student)}{origin}{trims}")
     for phase, supervise in zip(recipe.distill.phases, found.supervise, strict=True):
         imitated = f", imitating layers {_maps(supervise)}" if supervise else ""
         lines.append(f"  terms: {', '.join(term.kind for term in phase.losses)}{imitated}")

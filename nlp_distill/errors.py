@@ -280,6 +280,10 @@ class TokenizerUnfit(ModelError):
     """The model's tokenizer does not fit the task: {reason}; choose another model."""
 
 
+class VocabularyUntrimmable(ModelError):
+    """student.vocabulary: trim: {reason}; set `vocabulary: keep`."""
+
+
 class TrackerMissing(UserError):
     """trackers: '{name}' is not installed; run `pip install {name}`, or remove it from the recipe."""
 

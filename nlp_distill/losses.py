@@ -44,6 +44,16 @@ def first_tokens(mask: Tensor) -> Tensor:
     return mask & (mask.cumsum(1) == 1)
 
 
+def at_first(values: Tensor, mask: Tensor) -> Tensor:
+    """Of outputs [B, S, H] those at the first True of each example's mask [B, S]: [B, H].
+
+    Outputs [B, 1, H] are these already.
+    """
+    if values.shape[1] == 1:
+        return values[:, 0]
+    return values[torch.arange(len(mask), device=mask.device), mask.int().argmax(1)]
+
+
 def logits_kl(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float, softmax: bool) -> Tensor:
     """T²·KL(teacher ‖ student) of softened logits [..., C]: Hinton et al. 2015, arXiv:1503.02531."""
     s, t = _log_probabilities(student, teacher, temperature, softmax)

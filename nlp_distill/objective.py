@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from nlp_distill.batches import derived_seed
 from nlp_distill.errors import SignalMissing
 from nlp_distill.families import Place, Stack, family_of
-from nlp_distill.losses import LOSSES, attention_scores, first_tokens
+from nlp_distill.losses import LOSSES, at_first, attention_scores, first_tokens
 from nlp_distill.signals import Request, Signal, TopLogits, check_request
 from nlp_distill.task import Batch, Task
 from nlp_distill.terms import AnyTerm, AttentionTerm, HiddenTerm, LabelsTerm, LayerTerm, LogitsTerm, RelationTerm
@@ -123,8 +123,11 @@ class Objective(nn.Module):
         places = [((bound.ours.name, s), (bound.theirs.name, t)) for s, t in bound.pairs]
         if isinstance(term, HiddenTerm):
             loss = LOSSES["hidden"][term.distance]
-            sums = [loss(self._project(name, s, student.hidden[s]), teacher.hidden[t], mask) for s, t in places]
-            return torch.stack(sums).mean()
+            read = [(s, student.hidden[s], teacher.hidden[t]) for s, t in places]
+            if term.tokens == "first":
+                read = [(s, at_first(ours, mask), at_first(theirs, mask)) for s, ours, theirs in read]
+                mask = mask.any(1)
+            return torch.stack([loss(self._project(name, s, ours), theirs, mask) for s, ours, theirs in read]).mean()
         pairs = _pairs(mask, bound, batch)
         if isinstance(term, RelationTerm):
             loss = LOSSES["relation"]["kl"]

@@ -89,6 +89,10 @@ class Training(Settings):
     micro_batch_tokens: Whole = Field(
         4096, ge=1, description="Most tokens, padding counted, in one forward; lower it when memory is short."
     )
+    lean: bool = Field(
+        True,
+        description="Run the last layer of a classifier for [CLS] alone where no term reads its other tokens: exact.",
+    )
     checkpoint_minutes: Number = Field(
         5.0, ge=0, description="Minutes between checkpoints inside an epoch (0: each step)."
     )
@@ -188,6 +192,11 @@ class Student(Settings):
     )
     model: str | None = Field(None, description="Start from this checkpoint instead (an earlier run's `model/` too).")
     config: Shape | None = Field(None, description="Start from random weights in this shape instead.")
+    vocabulary: Literal["keep", "trim"] = Field(
+        "keep",
+        description="`trim`: of the teacher's vocabulary only what the training rows use, and what spells the rest; "
+        "for encoders. See docs/lean.md.",
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> Student:
@@ -199,6 +208,8 @@ class Student(Settings):
                 "give exactly one of `layers`, `encoder_layers` and `decoder_layers`, `model`, `config` "
                 f"(given: {named or 'none'})"
             )
+        if self.model is not None and self.vocabulary == "trim":
+            raise ValueError("`vocabulary: trim` needs the teacher's tokenizer: give `layers` or `config`, not `model`")
         return self
 
     @property

@@ -7,16 +7,17 @@ probabilities in training and turns the fast attention kernels off.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_distill.errors import SignalMissing
 from nlp_distill.families import Place, Stack, family_of
+from nlp_distill.first_token import can_read_first, first_token_only
 from nlp_distill.task import Batch, Task
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids", "decoder_attention_mask")
@@ -201,11 +202,32 @@ def check_request(config: PretrainedConfig, request: Request, who: str) -> None:
                 )
 
 
-class LiveTeacher:
-    """Signals from a teacher that runs beside the student; without logits only as far as its highest layer read."""
+def first_suffices(task: Task, config: PretrainedConfig, request: Request, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether nothing of the last layer's outputs and queries is read but the first token's."""
+    if not (task.reads_first and can_read_first(config) and tokenizer.padding_side == "right"):
+        return False
+    stack = family_of(config).stacks[0]
+    return (stack.name, stack.count(config) - 1) not in request.hidden | request.query
 
-    def __init__(self, model: PreTrainedModel, task: Task, request: Request, autocast: torch.dtype | None) -> None:
+
+class LiveTeacher:
+    """Signals from a teacher that runs beside the student; without logits only as far as its highest layer read.
+
+    `first`: its last layer is run for the first token alone (`first_suffices`); `ids`: the teacher's id of each of
+    the student's, where they share a tokenizer that numbers them otherwise (`vocabulary`).
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        task: Task,
+        request: Request,
+        autocast: torch.dtype | None,
+        first: bool = False,
+        ids: Tensor | None = None,
+    ) -> None:
         check_request(model.config, request, "teacher")
+        self.first, self.ids = first, ids
         self.model, self.task, self.request, self.autocast = model.eval(), task, request, autocast
         model.requires_grad_(False)
         self.encoder_shared = False
@@ -220,15 +242,19 @@ class LiveTeacher:
     def signal(self, batch: Batch) -> Signal:
         """Signals of the batch's examples, without gradients."""
         theirs: Batch = batch.get("teacher", batch)
+        if self.ids is not None:
+            self.ids = self.ids.to(theirs["input_ids"].device)
+            theirs = {**theirs, "input_ids": self.ids[theirs["input_ids"]]}
         device = theirs["input_ids"].device.type
         with (
             torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
+            first_token_only(self.model) if self.first else nullcontext(),
             capture(self.model, self.request, early=not (self.request.logits or self.encoder_shared)) as signal,
         ):
             outputs = self.model(**model_inputs(theirs))
         if self.request.logits:
             logits = self.task.logits(outputs, theirs)
-            signal.logits.update(logits if theirs is batch else self.task.align(logits, batch, theirs))
+            signal.logits.update(self.task.align(logits, batch, theirs) if "teacher" in batch else logits)
         if self.encoder_shared:
             signal.encoded = outputs.encoder_last_hidden_state
         return signal

@@ -37,6 +37,7 @@ from nlp_distill.teaching import teacher_source
 from nlp_distill.terms import LabelsTerm
 from nlp_distill.trouble import named
 from nlp_distill.variants import evaluate_stage, export_stage, measure_stage, results_stage
+from nlp_distill.vocabulary import trim_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -286,6 +287,9 @@ def _student_stage(road: Road) -> Made:
         model = load_model(other.folder, task.auto_class, seed=recipe.seed, **task.config_settings())
         _configured(road, model)
         built = Built(model, {"kind": "checkpoint", "name": other.name, "sha256": other.sha256})
+    if road.trim is not None:
+        trim_model(built.model, road.trim)
+        built.origin["vocabulary"] = road.tell_vocabulary(road.trim)
     return _publish(
         road, road.rundir.student, built.model, {"student.json": {**built.description(), "task": _task(road)}}
     ), {"origin": built.origin}

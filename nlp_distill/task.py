@@ -51,6 +51,8 @@ class Task(ABC):
     any_tokenizer: ClassVar[bool] = False
     """Whether logits can be learnt from a teacher that reads with another tokenizer: they are of whole rows, or
     `twins` and `align` say which of its tokens stands for which."""
+    reads_first: ClassVar[bool] = False
+    """Whether an encoder's answer is made of its first token ([CLS]) alone."""
     needs_head: ClassVar[bool] = True
     """Whether a teacher without a head for the task has nothing to teach."""
     warm_start: ClassVar[bool] = False

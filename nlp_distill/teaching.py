@@ -27,7 +27,7 @@ from nlp_distill.recipe import Phase
 from nlp_distill.road import Road
 from nlp_distill.rundir import disk_errors, sha256_json
 from nlp_distill.shelf import prune, sealed, sole_writer, teachers_folder, used_now
-from nlp_distill.signals import LAYERED, LiveTeacher, Request, TeacherSource
+from nlp_distill.signals import LAYERED, LiveTeacher, Request, TeacherSource, first_suffices
 from nlp_distill.sources import resolve
 
 AUTO_BYTES = 2e9
@@ -79,7 +79,16 @@ class Lesson:
         """The teacher itself."""
         road = self.road
         model = load_model(road.rundir.teacher, road.task.auto_class).to(road.accelerator.device)
-        return LiveTeacher(model, road.task, self.objective.teacher_request, road.setting().autocast)
+        ids = road.trim.ids() if road.trim is not None else None
+        return LiveTeacher(
+            model, road.task, self.objective.teacher_request, road.setting().autocast, self.first_suffices, ids
+        )
+
+    @property
+    def first_suffices(self) -> bool:
+        """Whether the teacher's last layer is run for the first token alone."""
+        road, request = self.road, self.objective.teacher_request
+        return self.phase.lean and first_suffices(road.task, self.teacher, request, road.teacher_tokenizer)
 
     @cached_property
     def examples(self) -> Examples:
@@ -97,15 +106,22 @@ class Lesson:
         road, request = self.road, self.objective.teacher_request
         twin = self.rows.twin
         wide = self.teacher.is_encoder_decoder and request.logits
+        batch = probe(road.task, self.examples)
+        features = self.rows.features
+        if road.trim is not None:
+            # The teacher reads its own ids: runs with other vocabularies share its signals.
+            features = road.trim.theirs(features)
+            batch = {**batch, "input_ids": road.trim.ids()[batch["input_ids"].cpu()]}
         return {
             "format": FORMAT,
             "teacher": resolve(str(road.rundir.teacher)).identity(),
-            "rows": [fingerprint(features) for features in (self.rows.features, *(twin[:1] if twin else ()))],
-            "batch": _hash_of_batch(probe(road.task, self.examples)),
+            "rows": [fingerprint(read) for read in (features, *(twin[:1] if twin else ()))],
+            "batch": _hash_of_batch(batch),
             "task": [road.task.name, road.task.options.model_dump(mode="json")],
             "signals": {field.name: _plain(getattr(request, field.name)) for field in fields(request)},
             "temperatures": self.objective.temperatures if wide else [],
             "arithmetic": [str(road.setting().autocast), road.accelerator.device.type, torch.get_num_threads()],
+            "first": self.first_suffices,
             "torch": str(torch.__version__),
         }
 
