@@ -292,6 +292,18 @@ class Budget(Settings):
     sequence: WholeOrNone = Field(None, ge=1, description="Tokens; unset: the 90th percentile of the data's lengths.")
 
 
+class Publish(Settings):
+    """Where the results go on the Hugging Face Hub, once they are there. The token is never part of a recipe."""
+
+    repository: str = Field(
+        pattern=r"^\w[\w.-]{0,95}/\w[\w.-]{0,95}$", description="`org/name`; made if it is not there."
+    )
+    private: bool = Field(False, description="Make it private; one that is public already is refused.")
+    revision: str | None = Field(None, description="A branch; made if it is not there. Unset: main.")
+    create_pr: bool = Field(False, description="Open a pull request instead of committing.")
+    collection: str | None = Field(None, description="Slug or title of a collection that it belongs in.")
+
+
 class Recipe(Settings):
     """The whole road from data to a proven student."""
 
@@ -308,6 +320,7 @@ class Recipe(Settings):
     control: bool = Field(False, description="Also train the same student on labels only, as a row of the table.")
     export: list[Export] = Field([Export()], description="Forms to deliver.")
     budget: Budget = Field(Budget(), description="Limits to meet.")
+    publish: Publish | None = Field(None, description="Push the results to the Hub at the end.")
     seed: Whole = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
     max_length: Whole = Field(128, ge=4, le=8192, description="Tokens kept of an input, special tokens counted.")
     precision: Literal["auto", "fp32", "bf16"] = Field(

@@ -184,6 +184,24 @@ class Road:
             "processes": self.accelerator.num_processes,
         }
 
+    def sign(self) -> None:
+        """Note what the run depends on; say where it goes on with other versions, or on another machine."""
+        manifest, versions, machine = self.rundir.manifest(), self.versions(), self.machine()
+        before = {**manifest.get("versions", versions), **manifest.get("machine", machine)}
+        now = {**versions, **machine, "threads": before["threads"]}
+        changed = ", ".join(
+            f"{name}: {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name]
+        )
+        if changed and manifest.get("stages"):
+            self.notify("warning", message=f"the run goes on elsewhere, where the last bits may differ ({changed})")
+        self.rundir.update_manifest(
+            schema=1,
+            recipe_sha256=self.recipe.sha256(),
+            versions=versions,
+            machine=manifest.get("machine") or machine,
+            determinism="strict" if self.strict else "fast",
+        )
+
 
 def _processor() -> str:
     try:

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -87,20 +87,27 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Publish a text file atomically."""
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[IO[str]]:
+    """A text file to write into, published when the block ends well, and gone otherwise."""
     with disk_errors(path), place_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         _fsync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Publish a text file atomically."""
+    with new_file(path) as stream:
+        stream.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:

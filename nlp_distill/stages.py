@@ -1,4 +1,4 @@
-"""The road: data → teacher → student → distill → control → export → evaluate → measure → results.
+"""The road: data → teacher → student → distill → control → export → evaluate → measure → results → report → publish.
 
 Each stage publishes its output and says so in the manifest; a stage that is complete is skipped.
 """
@@ -23,8 +23,10 @@ from nlp_distill.objective import Objective
 from nlp_distill.precision import deterministic, probe
 from nlp_distill.prediction import variant_pipeline
 from nlp_distill.preflight import check, supervise_map
+from nlp_distill.publishing import check_publish, publish_stage
 from nlp_distill.recipe import OPERATION, Phase, Recipe
 from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
+from nlp_distill.reports.pages import report_stage
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, read_json, sha256_json, write_json, write_text
 from nlp_distill.scores import predict, raw_lines, read_raw
@@ -72,7 +74,7 @@ def run(
     *overrides: str,
     out: str | Path | None = None,
     redo: bool = False,
-    until: str = "results",
+    until: str = STAGES[-1],
     strict: bool = False,
     notify: Notify | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -95,20 +97,27 @@ def run(
     road = Road(recipe, rundir, tell, stop)
     try:
         with deterministic(road.strict):
-            _walk(road, enter(road, redo), until)
+            asked = STAGES[: STAGES.index(until) + 1]
+            keys, proof = enter(road, redo), STAGES.index("publish")
+            _walk(road, keys, asked[:proof])
+            finished = Run(folder)
+            missed = [name for name, limit in finished.results.get("budget", {}).items() if not limit["met"]]
+            if strict and "results" in asked and missed:
+                raise BudgetMissed(missed=", ".join(missed))
+            _walk(road, keys, asked[proof:])
     finally:
         rundir.release()
     road.accelerator.end_training()
-    finished = Run(folder)
-    missed = [name for name, limit in finished.results.get("budget", {}).items() if not limit["met"]]
-    if strict and until == "results" and missed:
-        raise BudgetMissed(missed=", ".join(missed))
     return finished
 
 
-def _walk(road: Road, keys: StageKeys, until: str) -> None:
-    """The stages in order, those that are complete skipped."""
-    for stage in STAGES[: STAGES.index(until) + 1]:
+def _wanted(stage: str, recipe: Recipe) -> bool:
+    return {"control": recipe.control, "publish": recipe.publish is not None}.get(stage, True)
+
+
+def _walk(road: Road, keys: StageKeys, stages: tuple[str, ...]) -> None:
+    """Stages in order, those that are complete skipped."""
+    for stage in stages:
         if road.agreed(keys.complete(stage)):
             if road.main:
                 keys.drop_checkpoints(stage)
@@ -116,7 +125,7 @@ def _walk(road: Road, keys: StageKeys, until: str) -> None:
             continue
         if road.agreed(road.stop()):
             raise Interrupted(step=0, stage=stage)
-        if stage != "control" or road.recipe.control:
+        if _wanted(stage, road.recipe):
             road.notify("stage", stage=stage, state="started")
         start = time.monotonic()
         if road.main:
@@ -146,6 +155,7 @@ def enter(road: Road, redo: bool) -> StageKeys:
     """Refuse before training what cannot work; then make or enter the run folder."""
     recipe, rundir = road.recipe, road.rundir
     found = check(recipe, road.task, road.source, len(road.slices.train))
+    check_publish(road)
     if not rundir.exists():
         road.try_out()
     if road.main:
@@ -156,30 +166,13 @@ def enter(road: Road, redo: bool) -> StageKeys:
     road.accelerator.wait_for_everyone()
     if road.main:
         write_text(rundir.recipe, write_recipe(recipe))
-        _sign(road)
+        road.sign()
     road.accelerator.wait_for_everyone()
     # Sums depend on the number of threads: a resumed run repeats the first one's bits only with as many.
     torch.set_num_threads(rundir.manifest()["machine"]["threads"])
     if recipe.trackers:
         road.accelerator.init_trackers("nlp_distill", config={"recipe_sha256": recipe.sha256()})
     return keys
-
-
-def _sign(road: Road) -> None:
-    """Note what the run depends on; say where it goes on with other versions, or on another machine."""
-    manifest, versions, machine = road.rundir.manifest(), road.versions(), road.machine()
-    before = {**manifest.get("versions", versions), **manifest.get("machine", machine)}
-    now = {**versions, **machine, "threads": before["threads"]}
-    changed = ", ".join(f"{name}: {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name])
-    if changed and manifest.get("stages"):
-        road.notify("warning", message=f"the run goes on elsewhere, where the last bits may differ ({changed})")
-    road.rundir.update_manifest(
-        schema=1,
-        recipe_sha256=road.recipe.sha256(),
-        versions=versions,
-        machine=manifest.get("machine") or machine,
-        determinism="strict" if road.strict else "fast",
-    )
 
 
 def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
@@ -216,6 +209,8 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
         "evaluate": {},
         "measure": {"threads": recipe["budget"]["threads"], "sequence": recipe["budget"]["sequence"]},
         "results": {"budget": recipe["budget"]},
+        "report": {},
+        "publish": {"publish": recipe["publish"]},
     }
 
 
@@ -248,7 +243,9 @@ def _teacher_stage(road: Road) -> Made:
         road.rundir.checkpoints / "teacher",
         identity=sha256_json([stage_settings(road)[stage] for stage in ("data", "teacher")]),
     )
-    how = {"name": road.source.name, "revision": road.source.revision, **prepared.how}
+    source = road.source
+    lineage = {"licence": source.licence, "base_model": source.base}
+    how = {"name": source.name, "revision": source.revision, **lineage, **prepared.how}
     documents = {"teacher.json": {**how, "task": _task(road)}}
     files = _publish(road, road.rundir.teacher, prepared.model, documents, road.teacher_tokenizer)
     return files, {"how": how}
@@ -286,7 +283,8 @@ def _student_stage(road: Road) -> Made:
         other = resolve(str(student.model))
         model = load_model(other.folder, task.auto_class, seed=recipe.seed, **task.config_settings())
         _configured(road, model)
-        built = Built(model, {"kind": "checkpoint", "name": other.name, "sha256": other.sha256})
+        lineage = {"licence": other.licence, "base_model": other.base}
+        built = Built(model, {"kind": "checkpoint", "name": other.name, "sha256": other.sha256, **lineage})
     if road.trim is not None:
         trim_model(built.model, road.trim)
         built.origin["vocabulary"] = road.tell_vocabulary(road.trim)
@@ -394,4 +392,6 @@ MAKERS: dict[str, Callable[[Road], Made]] = {
     "evaluate": evaluate_stage,
     "measure": measure_stage,
     "results": results_stage,
+    "report": report_stage,
+    "publish": publish_stage,
 }

@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -30,6 +31,27 @@ if TYPE_CHECKING:
 
 GROUP = "nlp_distill.tasks"
 Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Scores by group of rows, for a report: an entry of `rows` and of each of `scores` for each of `names`.
+
+    `by`: what a group is, in one or two words; scores are points (0–100) unless their name says their unit.
+    """
+
+    by: str
+    names: list[str]
+    rows: list[int]
+    scores: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many rows of each label were given each label: `counts[label][given]`."""
+
+    labels: list[str]
+    counts: list[list[int]]
 
 
 class Options(Settings):
@@ -172,11 +194,28 @@ class Task(ABC):
         """Arguments that the task's pipeline is made with; inputs are cut at the model's limit."""
         return {"truncation": True, "max_length": tokenizer.model_max_length}
 
-    def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
-        """The pipeline's answer to what a user typed. Raises `InputInvalid`, `PairNeeded`, `PairUnused`."""
+    def asked(self, text: str, text_pair: str | None) -> Any:
+        """What the pipeline is given for what a user typed. Raises `InputInvalid`, `PairNeeded`, `PairUnused`."""
         if text_pair is not None and "text_pair" not in self.roles:
             raise PairUnused(task=self.name)
-        return pipe(text if text_pair is None else {"text": text, "text_pair": text_pair})
+        return text if text_pair is None else {"text": text, "text_pair": text_pair}
+
+    def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
+        """The pipeline's answer to what a user typed. Raises what `asked` raises."""
+        return pipe(self.asked(text, text_pair))
+
+    def ask_all(self, pipe: Any, rows: list[tuple[str, str | None]], batch_size: int) -> list[Any]:
+        """As `ask`, for several at once."""
+        if len(rows) == 1:
+            return [self.ask(pipe, *rows[0])]
+        inputs = [self.asked(*row) for row in rows]
+        answers = pipe(inputs, batch_size=batch_size)
+        # Of one text a pipeline gives a list; among several it may leave that out.
+        lists = (
+            isinstance(given, str) and not isinstance(answer, list)
+            for given, answer in zip(inputs, answers, strict=True)
+        )
+        return [[answer] if alone else answer for alone, answer in zip(lists, answers, strict=True)]
 
     def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
         """The pipeline's answers to some inputs, one each, with all that scoring needs."""
@@ -202,6 +241,30 @@ class Task(ABC):
     @abstractmethod
     def decisions(self, raw: NDArray[Any]) -> NDArray[Any] | None:
         """What a user would be told, one entry a row, to compare variants by; None where there is no decision."""
+
+    # What a report shows beyond scores; all of it may be left out
+
+    def groups(self, raw: NDArray[Any], dataset: Dataset) -> Groups | None:
+        """Scores by class, by length, by kind of question: where a model is good and where it is not."""
+        return None
+
+    def confusion(self, raw: NDArray[Any], dataset: Dataset) -> Confusion | None:
+        """Which labels are taken for which; None where a row has no single label."""
+        return None
+
+    def differences(self, raw: NDArray[Any], other: NDArray[Any]) -> NDArray[Any] | None:
+        """How far apart two variants' answers to each row are, [rows], 0: the same; None: nobody can say."""
+        ours, theirs = self.decisions(raw), self.decisions(other)
+        return None if ours is None or theirs is None else (ours != theirs).astype(float)
+
+    def told(self, raw: NDArray[Any]) -> list[str]:
+        """Each row's answer as a person reads it."""
+        decided = self.decisions(raw)
+        return [str(answer) for answer in (raw if decided is None else decided)]
+
+    def truths(self, dataset: Dataset) -> list[str]:
+        """Each row's true answer as a person reads it; empty where there is none to show."""
+        return []
 
     @abstractmethod
     def example_inputs(self) -> list[Any]:

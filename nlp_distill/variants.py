@@ -17,6 +17,7 @@ from nlp_distill.loading import load_model
 from nlp_distill.measuring import Measured, files_to_run, measure
 from nlp_distill.prediction import variant_pipeline
 from nlp_distill.recipe import Export
+from nlp_distill.reports.card import write_card
 from nlp_distill.reports.results import build_results
 from nlp_distill.road import Road
 from nlp_distill.rundir import new_folder, sha256_file, write_json, write_text
@@ -172,7 +173,8 @@ def results_stage(road: Road) -> Made:
     results = build_results(road, entries, records)
     write_json(road.rundir.results, results)
     road.rundir.update_manifest(results_sha256=sha256_file(road.rundir.results))
-    return ["results.json"], {"recommended": results["recommended"]}
+    pictures = write_card(road.rundir, results, road.task, road.tokenizer)
+    return ["results.json", *pictures], {"recommended": results["recommended"]}
 
 
 def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, records: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import ipaddress
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -53,17 +53,25 @@ class Access:
     """Who may ask.
 
     `known`: token → who it belongs to, or None; no function: nobody needs a token. `hosts`: names besides `localhost`
-    that `Host` may say (addresses may always: nobody can point an address elsewhere). `open_paths`: paths without
-    token: health, and pages that hold nothing secret; one that ends in `/` stands for all below it.
+    that `Host` may say (addresses may always: nobody can point an address elsewhere). `open_paths`: what may be read
+    without token: health, and pages that hold nothing secret; `/page/*` stands for all below `/page/`. `open_posts`:
+    the same for POST: where a token is exchanged for a session.
     """
 
     known: Callable[[str], object | None] | None = None
     hosts: tuple[str, ...] = ()
-    open_paths: tuple[str, ...] = field(default=("/health/live", "/health/ready"))
+    open_paths: tuple[str, ...] = ("/health/live", "/health/ready")
+    open_posts: tuple[str, ...] = ()
 
-    def is_open(self, path: str) -> bool:
-        """Whether a path needs no token."""
-        return any(path == given or (given.endswith("/") and path.startswith(given)) for given in self.open_paths)
+    def is_open(self, method: str, path: str) -> bool:
+        """Whether a request needs no token."""
+        if method in ("GET", "HEAD"):
+            given = self.open_paths
+        elif method == "POST":
+            given = self.open_posts
+        else:
+            return False
+        return any(path.startswith(name[:-1]) if name.endswith("*") else path == name for name in given)
 
 
 class Guard:
@@ -131,7 +139,7 @@ class Guard:
         cookie = _cookie(headers)
         token = bearer.strip() if scheme.lower() == "bearer" else cookie
         state["who"] = self.access.known(token) if token else None
-        if state["who"] is None and not self.access.is_open(scope["path"]):
+        if state["who"] is None and not self.access.is_open(scope["method"], scope["path"]):
             detail = "This needs a token: send the header 'Authorization: Bearer TOKEN'."
             raise Problem(401, "token_needed", detail, {"WWW-Authenticate": "Bearer"})
         return token == cookie != ""

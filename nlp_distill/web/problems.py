@@ -6,6 +6,7 @@ A document says what is wrong and what to do; it never holds a traceback, a path
 from __future__ import annotations
 
 import http
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from starlette.exceptions import HTTPException
 from nlp_distill.errors import UserError
 
 MEDIA_TYPE = "application/problem+json"
+PLACE = re.compile(r"(?!(str|int|float|bool|list|dict|constrained-str)$)[a-z_~/][\w.~/-]{0,80}", re.ASCII)
 MOST_ERRORS = 8
 """Wrong places of one body that are listed."""
 
@@ -144,9 +146,10 @@ def _own_words(request: Request, error: HTTPException) -> str:
 
 def _place(entry: Any) -> Place:
     """Where validation failed and why, without the input, which may be long or secret."""
-    place = entry["loc"]
+    # Of a choice between types pydantic names each, which is no place in the body.
+    place = [part for part in entry["loc"] if isinstance(part, int) or PLACE.fullmatch(part)]
     if entry["type"] == "json_invalid":
-        return Place(pointer="/body", message=f"it is no JSON at character {place[-1]}")
-    pointer = "/" + "/".join(str(part).replace("~", "~0").replace("/", "~1")[:80] for part in place)
+        return Place(pointer="/body", message=f"it is no JSON at character {entry['loc'][-1]}")
+    pointer = "/" + "/".join(str(part).replace("~", "~0").replace("/", "~1") for part in place)
     message = str(entry["msg"]).removeprefix("Value error, ")[:200].encode("utf-8", "replace").decode()
-    return Place(pointer=pointer.encode("utf-8", "replace").decode(), message=message[:1].lower() + message[1:])
+    return Place(pointer=pointer, message=message[:1].lower() + message[1:])

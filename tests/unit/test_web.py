@@ -183,6 +183,20 @@ def test_without_the_token_only_health_answers(headers):
     assert guarded.get("/health/live", headers=headers).status_code == 200
 
 
+def test_open_paths_are_open_to_readers_only():
+    access = Access(one_token(TOKEN), open_paths=("/health/*", "/page"), open_posts=("/session",))
+    open_to = {
+        ("HEAD", "/page"),
+        ("GET", "/health/live"),
+        ("HEAD", "/health/live"),
+        ("GET", "/page"),
+        ("POST", "/session"),
+    }
+    paths = ("/", "/health", "/health/live", "/page", "/page/x", "/session", "/echo")
+    for method, path in itertools.product(("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"), paths):
+        assert access.is_open(method, path) == ((method, path) in open_to), (method, path)
+
+
 def test_a_body_that_does_not_arrive_in_time_is_given_up():
     async def drip():
         yield b'{"text": '
