@@ -8,23 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from harness import ROOT, Arm
-from prepared import Bench, Rows
+from prepared import Bench, Rows, seq2seq_recipe
 
 NAIVE_STEPS, DYNAMIC_STEPS = 1, 4
 """Steps in a block of the loops that are not ours: about as long as an epoch of ours."""
 
 
-def ours(bench: Bench, rows: Rows, losses: str, name: str = "ours", without: str = "", **distill: Any) -> Arm:
-    """The product, an epoch a block; `distill`: settings of the phase."""
-    settings = {
-        "recipe": bench.recipe(rows, losses, **distill),
-        "examples": rows.examples,
-        "tokens": rows.tokens,
-        "without": without,
-    }
+def ours(
+    bench: Bench, rows: Rows, losses: str, name: str = "ours", without: str = "", top: Any = None, **distill: Any
+) -> Arm:
+    """The product, an epoch a block; `top`, `distill`: settings of the recipe, of its phase."""
+    recipe = {**bench.recipe(rows, losses, **distill), **(top or {})}
+    return product(bench, rows, recipe, name, without=without, vocabulary_of=str(bench.corpus))
+
+
+def product(bench: Bench, rows: Rows, recipe: dict[str, Any], name: str, **more: str) -> Arm:
+    """Any recipe of ours, an epoch a block."""
+    told = {"recipe": recipe, "examples": rows.examples, "tokens": rows.tokens, "without": "", "vocabulary_of": ""}
     here = os.pathsep.join([str(ROOT), str(ROOT / "tasks")])
     environment = {"NLP_DISTILL_CACHE": str(bench.folder / "cache"), "PYTHONPATH": here}
-    return Arm(name, "ours.py", settings, environment=environment)
+    return Arm(name, "ours.py", {**told, **more}, environment=environment)
 
 
 def fed(bench: Bench, rows: Rows, feed: str) -> dict[str, Any]:
@@ -70,3 +73,15 @@ def framework(bench: Bench, rows: Rows, name: str, feed: str) -> Arm:
         sys.exit(f"{python} is missing: run `make bench-environments`")
     settings = fed(bench, rows, feed)
     return Arm(f"{name}, {feed}", FRAMEWORKS[name], settings, python=str(python))
+
+
+def seq2seq_ours(bench: Bench, rows: Rows, name: str, cache: str) -> Arm:
+    """The product on E2E, without its scoring: it generates, and the other loop does not."""
+    return product(bench, rows, seq2seq_recipe(bench, rows, cache), name, without="scoring")
+
+
+def seq2seq_naive(bench: Bench, rows: Rows) -> Arm:
+    """Both models whole at every step, every row padded to the longest."""
+    run = rows.folder / "run"
+    settings = {"rows": str(rows.batches), "teacher": str(run / "teacher"), "student": str(run / "student")}
+    return Arm("naive", "loop_seq2seq.py", settings)
