@@ -147,7 +147,7 @@ def speed_ratio(blocks: Blocks, ours: str, theirs: str, clock: str) -> dict[str,
 
 def holds(control: Mapping[str, Any]) -> bool:
     """Whether an A/A control lets the run count."""
-    return abs(float(control["value"]) - 1) <= CONTROL
+    return round(abs(float(control["value"]) - 1), 6) <= CONTROL
 
 
 def clock_of(controls: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -23,21 +23,22 @@ ROWS, EPOCHS, SEEDS = 960, 2, (0, 1, 2)
 RATE = 2e-4
 
 
-def divergence(teacher: Path, student: Path) -> float:
-    """Mean KL(teacher ‖ student) of the labels at temperature 1, over rows that nobody learnt from, in fp32."""
-    texts_, total = [row["text"] for row in held_out()], 0.0
+def divergence(teacher: Path, student: Path, texts: list[str]) -> tuple[float, list[int]]:
+    """Mean KL(teacher ‖ student) of the labels at temperature 1 over texts, in fp32; the student's answers."""
     models = [load_model(folder, AUTO).eval() for folder in (teacher, student)]
     # Each its own tokenizer: ours has another vocabulary.
     tokenizers = [load_tokenizer(folder, LENGTH) for folder in (teacher, student)]
-    for start in range(0, len(texts_), BATCH):
-        part = texts_[start : start + BATCH]
+    total, answers = 0.0, []
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
         with torch.no_grad():
             theirs, ours = (
                 model(**tokenizer(part, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")).logits
                 for model, tokenizer in zip(models, tokenizers, strict=True)
             )
         total += float(logits_kl(ours, theirs, torch.ones(len(part), dtype=torch.bool), temperature=1.0, softmax=True))
-    return total / len(texts_)
+        answers += ours.argmax(-1).tolist()
+    return total / len(texts), answers
 
 
 def plain(bench: Bench, recipe: Recipe, seed: int, out: Path) -> None:
@@ -72,14 +73,15 @@ def parity(bench: Bench) -> dict[str, Any]:
     """Divergences of both, a seed each, and the ratio of their means."""
     rows = write_rows(bench, "parity", texts(ROWS + 1))
     found: dict[str, list[float]] = {"ours": [], "plain": []}
+    unseen = [row["text"] for row in held_out()]
     for seed in SEEDS:
         settings = {"epochs": EPOCHS, "learning_rate": RATE, "schedule": "linear", "warmup": 0.1}
         recipe = Recipe.model_validate({**bench.recipe(rows, "wide", **settings), "seed": seed})
         out = {name: bench.folder / f"parity-{name}-{seed}" for name in found}
         nlp_distill.run(recipe, out=out["ours"], until="distill")
         plain(bench, recipe, seed, out["plain"])
-        found["ours"].append(divergence(bench.teacher, out["ours"] / "model"))
-        found["plain"].append(divergence(bench.teacher, out["plain"]))
+        found["ours"].append(divergence(bench.teacher, out["ours"] / "model", unseen)[0])
+        found["plain"].append(divergence(bench.teacher, out["plain"], unseen)[0])
         print(f"  seed {seed}: " + ", ".join(f"{name} {values[-1]:.4f}" for name, values in found.items()), flush=True)
     ratio = float(np.mean(found["ours"]) / np.mean(found["plain"]))
     kept = {name: [round(value, 5) for value in values] for name, values in found.items()}

@@ -170,7 +170,10 @@ def prepare_seq2seq(bench: Bench) -> Rows:
         "max_length": LENGTH,
     }
     nlp_distill.run(Recipe.model_validate(recipe), out=folder / "run", until="student")
-    task, spec = load_task("seq2seq", {"max_target_length": 64}), Data(dataset="sample:e2e", limit=SEQ2SEQ_ROWS + 1, selection=1)
+    task, spec = (
+        load_task("seq2seq", {"max_target_length": 64}),
+        Data(dataset="sample:e2e", limit=SEQ2SEQ_ROWS + 1, selection=1),
+    )
     train = slices(task.load_data(spec), spec).train
     features = task.features(train, load_tokenizer(folder / "run" / "teacher", LENGTH), LENGTH)
     sides = {name: features[name][:] for name in ("input_ids", "labels")}

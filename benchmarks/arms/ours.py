@@ -29,6 +29,8 @@ def main(settings: dict[str, Any]) -> None:
     gate = Gate()
 
     def notify(kind: str, **fields: Any) -> None:
+        if kind == "stage" and settings["without"] == "unfilled tensors":
+            torch.utils.deterministic.fill_uninitialized_memory = True
         if kind == "metric" and fields["stage"] == "distill":
             gate.block(examples=settings["examples"], tokens=settings["tokens"])
 
