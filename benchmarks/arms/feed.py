@@ -54,5 +54,7 @@ class Feed:
         while True:
             for rows in self.blocks[number % len(self.blocks)]:
                 yield self.batch(rows)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             gate.block(examples=self.examples, tokens=self.tokens)
             number += 1

@@ -43,7 +43,10 @@ def objective(student: Any, teacher: Any, mask: Tensor, wide: bool) -> Tensor:
 
 
 def main(settings: dict[str, Any]) -> None:
-    """`loop`: naive or tuned; `wide`; `precision` of the tuned loop; `feed`, `rows`, `steps`, `teacher`, `student`."""
+    """`loop`: naive or tuned; `wide`; `precision` of the tuned loop; `feed`, `rows`, `steps`, `teacher`, `student`.
+
+    `device`: cpu unless given.
+    """
     torch.set_num_threads(settings["threads"])
     gate = Gate()
     tuned, wide = settings["loop"] == "tuned", settings["wide"]
@@ -51,8 +54,9 @@ def main(settings: dict[str, Any]) -> None:
     # Maps come from eager attention only.
     attention = "eager" if wide or not tuned else "sdpa"
     asked = {"output_hidden_states": True, "output_attentions": wide or not tuned}
+    device = settings.get("device", "cpu")
     teacher, student = (
-        AutoModelForSequenceClassification.from_pretrained(settings[who], attn_implementation=attention)
+        AutoModelForSequenceClassification.from_pretrained(settings[who], attn_implementation=attention).to(device)
         for who in ("teacher", "student")
     )
     teacher.eval()
@@ -61,7 +65,7 @@ def main(settings: dict[str, Any]) -> None:
     without_gradients = torch.inference_mode if tuned else torch.no_grad
 
     def step(batch: Batch) -> None:
-        with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+        with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
             with without_gradients():
                 theirs = teacher(**batch, **asked)
             ours = student(**batch, **asked)
@@ -72,7 +76,7 @@ def main(settings: dict[str, Any]) -> None:
         optimizer.zero_grad()
 
     for batch in Feed(Path(settings["rows"]), settings["feed"], settings["steps"]).batches(gate):
-        step(batch)
+        step({name: values.to(device) for name, values in batch.items()})
 
 
 if __name__ == "__main__":

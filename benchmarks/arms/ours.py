@@ -32,6 +32,8 @@ def main(settings: dict[str, Any]) -> None:
         if kind == "stage" and settings["without"] == "unfilled tensors":
             torch.utils.deterministic.fill_uninitialized_memory = True
         if kind == "metric" and fields["stage"] == "distill":
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             gate.block(examples=settings["examples"], tokens=settings["tokens"])
 
     with tempfile.TemporaryDirectory() as folder:

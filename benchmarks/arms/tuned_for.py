@@ -1,4 +1,4 @@
-"""The tuned loop on a data folder for a number of minutes, its learning rate decayed over them; kept as a model folder."""
+"""The tuned loop on a data folder for some minutes, its learning rate decayed over them; kept as a model folder."""
 
 from __future__ import annotations
 
