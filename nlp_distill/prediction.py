@@ -30,6 +30,13 @@ def load_pipeline(path: str | Path, variant: str | None = None, threads: int | N
 
 def load_variant(path: str | Path, variant: str | None = None, threads: int | None = None) -> tuple[Task, Any]:
     """As `load_pipeline`, with the task that the model was made for."""
+    variant, folder = find_variant(path, variant)
+    task = task_of(folder)
+    return task, variant_pipeline(folder, task, PRECISIONS.get(variant), threads)
+
+
+def find_variant(path: str | Path, variant: str | None = None) -> tuple[str, Path]:
+    """The name and the folder of the variant that `load_pipeline` would load."""
     run = RunDir(path)
     others: dict[str, Path] = {}
     if run.exists():
@@ -37,7 +44,7 @@ def load_variant(path: str | Path, variant: str | None = None, threads: int | No
         # Before the last stage no export is proven yet.
         variant = variant or _recommended(run) or "student"
         folder = run.model
-    elif Path(path).is_dir() or "/" not in str(path):
+    elif Path(path).is_dir() or not {"/", "@"} & {*str(path)}:
         folder = Path(path)
     else:
         folder = resolve(str(path), exports=True).folder
@@ -49,9 +56,7 @@ def load_variant(path: str | Path, variant: str | None = None, threads: int | No
     variant = variant or names[0]
     if variant not in names:
         raise VariantUnknown(variant=variant, folder=path, known=", ".join(names))
-    folder = others.get(variant, folder)
-    task = task_of(folder)
-    return task, variant_pipeline(folder, task, PRECISIONS.get(variant), threads)
+    return variant, others.get(variant, folder)
 
 
 def _recommended(run: RunDir) -> str | None:

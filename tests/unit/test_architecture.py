@@ -24,7 +24,7 @@ TIERS = [
     {"objective", "scores"},
     {"loop"},
     {"teacher", "exports", "measuring"},
-    {"preflight", "road", "reports"},
+    {"preflight", "road", "reports", "comparing"},
     {"variants", "doctor", "estimate", "teaching"},
     {"stages"},
     {"display", "reference"},
