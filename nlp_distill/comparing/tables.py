@@ -40,25 +40,24 @@ def _figures(model: dict[str, Any], data: dict[str, Any] | None) -> list[str]:
 
 
 def latency_table(found: dict[str, Any]) -> Table:
-    """p50/p90 of each way to call, a column a model; with a model to compare with also ratios and the control."""
-    table = Table(title="p50/p90 in ms", box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    """A block for each way to call, a row a model; with a model to compare with also ratios and the control."""
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("threads", "batch", "tokens"):
         table.add_column(name, justify="right", no_wrap=True)
-    names = [model["name"] for model in found["models"]]
-    for name in names:
-        table.add_column(name, justify="right", overflow="fold")
-    others = names[1:] if found["against"] else []
-    for name in others:
-        table.add_column("times as fast" if len(others) == 1 else f"× {name}", justify="right", overflow="fold")
-    if others:
-        table.add_column("control", justify="right", no_wrap=True)
-    for number, first in enumerate(found["models"][0]["latency_ms"]):
-        row = [str(first[name]) for name in ("threads", "batch", "tokens")]
-        row += [_latency(model["latency_ms"][number]) for model in found["models"]]
-        ratios = [entry for entry in found["ratios"] if _same_way(entry, first)]
-        row += [_ratio(entry["ratio"], entry["ci95"]) for entry in ratios]
-        row += [_ratio(ratios[0]["control"], ratios[0]["control_ci95"])] if ratios else []
-        table.add_row(*row)
+    table.add_column("model", overflow="fold")
+    for name in ("p50 ms", "p90 ms", "rows/s", *(["times as fast"] if found["against"] else [])):
+        table.add_column(name, justify="right", no_wrap=True)
+    for number, way in enumerate(found["models"][0]["latency_ms"]):
+        where = [str(way[name]) for name in ("threads", "batch", "tokens")]
+        ratios = {e["name"]: _ratio(e["ratio"], e["ci95"]) for e in found["ratios"] if _same_way(e, way)}
+        for model in found["models"]:
+            row = _latency(model["latency_ms"][number])
+            table.add_row(*where, model["name"], *row, *([ratios.get(model["name"], "")] if found["against"] else []))
+            where = ["", "", ""]
+        if control := next((entry for entry in found["ratios"] if _same_way(entry, way)), None):
+            again = _ratio(control["control"], control["control_ci95"])
+            table.add_row("", "", "", "control: the first again", "", "", "", again, style="dim")
+        table.add_section()
     return table
 
 
@@ -66,8 +65,8 @@ def _same_way(entry: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(entry[name] == other[name] for name in ("threads", "batch", "tokens"))
 
 
-def _latency(entry: dict[str, Any]) -> str:
-    return f"{entry['p50']:.2f}/{entry['p90']:.2f}"
+def _latency(entry: dict[str, Any]) -> list[str]:
+    return [f"{entry['p50']:.2f}", f"{entry['p90']:.2f}", f"{entry['rows_per_s']:,.0f}"]
 
 
 def _ratio(value: float, span: list[float]) -> str:
@@ -75,14 +74,8 @@ def _ratio(value: float, span: list[float]) -> str:
 
 
 def findings(found: dict[str, Any]) -> list[str]:
-    """Throughput, what was not scored and why, and whether the ratios can be believed."""
+    """What was not scored and why, what was gained or lost, and whether the ratios can be believed."""
     lines = []
-    for model in found["models"]:
-        best = max(model["latency_ms"], key=lambda entry: float(entry["rows_per_s"]))
-        lines.append(
-            f"{model['name']}: at most {best['rows_per_s']:,.0f} rows/s ({best['tokens_per_s']:,.0f} tokens/s; batch "
-            f"{best['batch']}, tokens: {best['tokens']}, {best['threads']} thread(s))"
-        )
     notes: dict[str, list[str]] = {}
     for model in found["models"]:
         if model.get("note"):
@@ -94,7 +87,7 @@ def findings(found: dict[str, Any]) -> list[str]:
             lines.append(f"{model['name']}: {model['gain']:+.2f} points (95 % interval {low:+.2f} to {high:+.2f})")
     if found["ratios"]:
         unsteady = [entry for entry in found["ratios"] if not entry["steady"]]
-        lines.append("control: the same model against itself, in two processes; 1.00 where nothing disturbs")
+        lines.append("control: the first model against itself, in two processes; 1.00 where nothing disturbs.")
         if unsteady:
             lines.append(
                 f"The machine was busy: in {len(unsteady)} of {len(found['ratios'])} rows the control is more than "
