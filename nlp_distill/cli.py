@@ -18,7 +18,7 @@ import typer
 from nlp_distill import __version__
 from nlp_distill.errors import Interrupted, NlpDistillError, shown
 from nlp_distill.outcome import leave_outcome
-from nlp_distill.verbs import caches, hub, jobs, predictions, recipes, reports, serve
+from nlp_distill.verbs import caches, hub, jobs, measures, predictions, recipes, reports, serve
 from nlp_distill.verbs.common import (
     ControlOption,
     JsonOption,
@@ -181,7 +181,6 @@ STAGE_VERBS = {
     "distill": "Train the teacher where needed and distil the student.",
     "export": "Go on until the student is exported and checked against PyTorch.",
     "evaluate": "Go on until every variant is scored through the pipeline that a user would call.",
-    "measure": "Go on until every variant's latency, memory and size are measured.",
 }
 
 
@@ -199,6 +198,7 @@ def _add_stage_verb(stage: str, summary: str) -> None:
 
 for _stage, _summary_of_stage in STAGE_VERBS.items():
     _add_stage_verb(_stage, _summary_of_stage)
+measures.add(app, _run)
 
 
 @app.command()
