@@ -25,6 +25,7 @@ TITLES = {
     "evaluate": "Scoring",
     "measure": "Measuring",
     "results": "Results",
+    "report": "Report",
     "publish": "Publishing",
 }
 
@@ -70,7 +71,7 @@ class Display:
         self.bars.clear()
         if state == "skipped" and stage not in ("data", "publish"):
             self._say(f"{TITLES[stage]}: already there")
-        elif state == "started" and stage not in ("data", "results"):
+        elif state == "started" and stage not in ("data", "results", "report"):
             self._say(f"{TITLES[stage]} …")
         elif state == "done" and seconds >= 1:
             self._say(f"  done in {_duration(seconds)}", style="dim")

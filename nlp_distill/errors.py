@@ -280,6 +280,10 @@ class TokenizerUnfit(ModelError):
     """The model's tokenizer does not fit the task: {reason}; choose another model."""
 
 
+class VocabularyUntrimmable(ModelError):
+    """student.vocabulary: trim: {reason}; set `vocabulary: keep`."""
+
+
 class TrackerMissing(UserError):
     """trackers: '{name}' is not installed; run `pip install {name}`, or remove it from the recipe."""
 
@@ -292,8 +296,52 @@ class NotExportable(ModelError):
     """'{model_type}' for {task} cannot be exported to {format} ({reason}); remove that entry from `export`."""
 
 
+class ExportInvalid(RecipeError):
+    """export: {reason}."""
+
+
 class MissingExtra(UserError):
     """{what} needs a part that is not installed; run `pip install 'nlp-distill[{extra}]'`."""
+
+
+# Serving
+
+
+class ListeningUnsafe(UserError):
+    """{host} is reached from other machines, and no token is set; put one into {variable} or a --token-file, or listen on 127.0.0.1."""
+
+
+class NotLight(UserError):
+    """The variant '{variant}' of '{folder}' needs PyTorch and transformers, which are not installed; install nlp-distill with its dependencies, or serve an ONNX variant of a classifier or question answerer."""
+
+
+class ModelNameInvalid(UserError):
+    """The model cannot be served as '{name}': {reason}; give it another name with NAME=MODEL."""
+
+
+class TokenUnfit(UserError):
+    """The token in {source} cannot be used: {reason}; make one with `python -c "import secrets; print(secrets.token_urlsafe(32))"`."""
+
+
+# The job service
+
+
+class ServiceBusy(UserError):
+    """Another server works in {folder}; stop it, or choose another --home."""
+
+
+class ServiceUnreachable(UserError):
+    """No service answers at {url} ({reason}); start one with `nlp-distill serve --jobs`, or give --url."""
+
+
+class ServiceRefused(UserError):
+    """{detail}"""
+
+
+class JobFailed(NlpDistillError):
+    """Job {job} ended as {status}: {detail}"""
+
+    exit_code = 3
 
 
 # The Hub
@@ -354,6 +402,10 @@ class RunFolderBusy(RunFolderError):
     """'{folder}' is in use by {owner}; wait for it, stop it, or choose another --out."""
 
 
+class RunUnfinished(RunFolderError):
+    """The run {folder} has no results yet. Finish it with `nlp-distill run {folder}`."""
+
+
 class ModelFolderNotFound(RunFolderError):
     """'{folder}' holds no model to predict with; give a run folder that has been exported, or a model folder."""
 
@@ -388,6 +440,10 @@ class RunFailed(NlpDistillError):
     """{stage}: {reason}."""
 
     exit_code = 3
+
+
+class EngineUnfit(RunFailed):
+    """serve: the engine of '{model}' did not start ({reason}); what it said is above."""
 
 
 class LossNotFinite(RunFailed):

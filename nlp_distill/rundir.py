@@ -164,6 +164,18 @@ def new_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def place_files(made: Path, folder: Path) -> None:
+    """Move the files of a scratch folder into `folder`, each of them whole or not at all."""
+    with disk_errors(folder), place_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(made.iterdir()):
+            temporary = folder / f".{file.name}.{os.getpid()}.tmp"
+            shutil.copyfile(file, temporary)
+            _fsync(temporary)
+            temporary.rename(folder / file.name)
+        _fsync(folder)
+
+
 def _left_over(file: Path) -> bool:
     """Whether a file is what a killed process was about to publish."""
     return file.name.startswith(".") and file.suffix in (".tmp", ".old")

@@ -24,7 +24,8 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "evaluate": ("export", "control"),
     "measure": ("export", "control"),
     "results": ("evaluate", "measure"),
-    "publish": ("results",),
+    "report": ("results",),
+    "publish": ("report",),
 }
 """The stages in order, each with those whose output it reads."""
 

@@ -1,4 +1,4 @@
-"""The road: data → teacher → student → distill → control → export → evaluate → measure → results → publish.
+"""The road: data → teacher → student → distill → control → export → evaluate → measure → results → report → publish.
 
 Each stage publishes its output and says so in the manifest; a stage that is complete is skipped.
 """
@@ -26,10 +26,11 @@ from nlp_distill.preflight import check, supervise_map
 from nlp_distill.publishing import check_publish, publish_stage
 from nlp_distill.recipe import OPERATION, Phase, Recipe
 from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
+from nlp_distill.reports.pages import report_stage
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, read_json, sha256_json, write_json, write_text
 from nlp_distill.scores import predict, raw_lines, read_raw
-from nlp_distill.signals import LiveTeacher, model_inputs
+from nlp_distill.signals import model_inputs
 from nlp_distill.sources import resolve
 from nlp_distill.stage_keys import UPSTREAM, StageKeys
 from nlp_distill.student import Built, cut_student, frozen, shaped_student
@@ -38,6 +39,7 @@ from nlp_distill.teaching import teacher_source
 from nlp_distill.terms import LabelsTerm
 from nlp_distill.trouble import named
 from nlp_distill.variants import evaluate_stage, export_stage, measure_stage, results_stage
+from nlp_distill.vocabulary import trim_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,13 +98,13 @@ def run(
     try:
         with deterministic(road.strict):
             asked = STAGES[: STAGES.index(until) + 1]
-            keys, results = enter(road, redo), STAGES.index("results") + 1
-            _walk(road, keys, asked[:results])
+            keys, proof = enter(road, redo), STAGES.index("publish")
+            _walk(road, keys, asked[:proof])
             finished = Run(folder)
             missed = [name for name, limit in finished.results.get("budget", {}).items() if not limit["met"]]
             if strict and "results" in asked and missed:
                 raise BudgetMissed(missed=", ".join(missed))
-            _walk(road, keys, asked[results:])
+            _walk(road, keys, asked[proof:])
     finally:
         rundir.release()
     road.accelerator.end_training()
@@ -207,6 +209,7 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
         "evaluate": {},
         "measure": {"threads": recipe["budget"]["threads"], "sequence": recipe["budget"]["sequence"]},
         "results": {"budget": recipe["budget"]},
+        "report": {},
         "publish": {"publish": recipe["publish"]},
     }
 
@@ -282,6 +285,9 @@ def _student_stage(road: Road) -> Made:
         _configured(road, model)
         lineage = {"licence": other.licence, "base_model": other.base}
         built = Built(model, {"kind": "checkpoint", "name": other.name, "sha256": other.sha256, **lineage})
+    if road.trim is not None:
+        trim_model(built.model, road.trim)
+        built.origin["vocabulary"] = road.tell_vocabulary(road.trim)
     return _publish(
         road, road.rundir.student, built.model, {"student.json": {**built.description(), "task": _task(road)}}
     ), {"origin": built.origin}
@@ -325,11 +331,8 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
         rows = road.train_rows if phase.targets == "data" else _taught_rows(road)
         if theirs is not None and objective.teacher_request:
             rows = road.with_twin(rows, theirs)
-        source = teacher_source(road, phase, objective, rows, student.config, name, key)
         with frozen(student, phase.freeze):
-            if isinstance(source, LiveTeacher) and rows.twin is None:
-                if source.share_encoder(student, objective.student_request):
-                    road.notify("note", message="teacher and student share one pass through the encoder")
+            source = teacher_source(road, phase, objective, rows, student, name, key)
             trained = train(student, objective, source, rows, road.selection_rows, phase, setting, kept, name)
         history.append(trained)
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))
@@ -386,5 +389,6 @@ MAKERS: dict[str, Callable[[Road], Made]] = {
     "evaluate": evaluate_stage,
     "measure": measure_stage,
     "results": results_stage,
+    "report": report_stage,
     "publish": publish_stage,
 }

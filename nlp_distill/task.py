@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -32,6 +33,27 @@ GROUP = "nlp_distill.tasks"
 Batch = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Scores by group of rows, for a report: an entry of `rows` and of each of `scores` for each of `names`.
+
+    `by`: what a group is, in one or two words; scores are points (0–100) unless their name says their unit.
+    """
+
+    by: str
+    names: list[str]
+    rows: list[int]
+    scores: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many rows of each label were given each label: `counts[label][given]`."""
+
+    labels: list[str]
+    counts: list[list[int]]
+
+
 class Options(Settings):
     """Base of a task's own settings, the recipe's `options`: each field documented with unit and range."""
 
@@ -51,6 +73,8 @@ class Task(ABC):
     any_tokenizer: ClassVar[bool] = False
     """Whether logits can be learnt from a teacher that reads with another tokenizer: they are of whole rows, or
     `twins` and `align` say which of its tokens stands for which."""
+    reads_first: ClassVar[bool] = False
+    """Whether an encoder's answer is made of its first token ([CLS]) alone."""
     needs_head: ClassVar[bool] = True
     """Whether a teacher without a head for the task has nothing to teach."""
     warm_start: ClassVar[bool] = False
@@ -217,6 +241,30 @@ class Task(ABC):
     @abstractmethod
     def decisions(self, raw: NDArray[Any]) -> NDArray[Any] | None:
         """What a user would be told, one entry a row, to compare variants by; None where there is no decision."""
+
+    # What a report shows beyond scores; all of it may be left out
+
+    def groups(self, raw: NDArray[Any], dataset: Dataset) -> Groups | None:
+        """Scores by class, by length, by kind of question: where a model is good and where it is not."""
+        return None
+
+    def confusion(self, raw: NDArray[Any], dataset: Dataset) -> Confusion | None:
+        """Which labels are taken for which; None where a row has no single label."""
+        return None
+
+    def differences(self, raw: NDArray[Any], other: NDArray[Any]) -> NDArray[Any] | None:
+        """How far apart two variants' answers to each row are, [rows], 0: the same; None: nobody can say."""
+        ours, theirs = self.decisions(raw), self.decisions(other)
+        return None if ours is None or theirs is None else (ours != theirs).astype(float)
+
+    def told(self, raw: NDArray[Any]) -> list[str]:
+        """Each row's answer as a person reads it."""
+        decided = self.decisions(raw)
+        return [str(answer) for answer in (raw if decided is None else decided)]
+
+    def truths(self, dataset: Dataset) -> list[str]:
+        """Each row's true answer as a person reads it; empty where there is none to show."""
+        return []
 
     @abstractmethod
     def example_inputs(self) -> list[Any]:

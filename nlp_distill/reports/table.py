@@ -11,6 +11,9 @@ from rich.table import Table
 
 from nlp_distill.task import load_task
 
+BUSY = 2.0
+"""Where p90 is so many times p50, something else was running."""
+
 
 def results_table(results: dict[str, Any]) -> Table:
     """One row a variant; fits 80 columns. `kept`: per cent of the teacher's score; `agree`: per cent equal."""
@@ -32,21 +35,21 @@ def results_table(results: dict[str, Any]) -> Table:
 
 
 def _row(variant: dict[str, Any], results: dict[str, Any]) -> list[str]:
-    if variant["status"] == "refused":
+    if not variant["latency_ms"]:
         return [
             variant["name"],
-            "refused",
-            f"lost {variant['settings']['gate']['drop_on_selection']} points",
+            variant["status"],
+            refusal(variant),
             *[""] * 5,
         ]
     low, high = variant["score_ci95"]
-    latency = next(entry for entry in variant["latency_ms"] if entry["sequence"] == results["real_sequence"])
+    latency = at_real(variant, results)
     return [
         variant["name"],
         f"{variant['score'][results['metric']]:.2f}",
         f"{low:.1f}–{high:.1f}",
-        _percent(variant["retained"]).removesuffix(" %"),
-        _percent(variant["agreement"]).removesuffix(" %"),
+        per_cent(variant["retained"]).removesuffix(" %"),
+        per_cent(variant["agreement"]).removesuffix(" %"),
         f"{variant['params'] / 1e6:.1f}M",
         f"{variant['bytes'] / 1e6:.1f}",
         f"{latency['p50']:.2f}/{latency['p90']:.2f}",
@@ -57,8 +60,39 @@ def _generated(results: dict[str, Any]) -> str:
     return f" and an answer of {results['new_tokens']}" if results["new_tokens"] else ""
 
 
-def _percent(share: float | None) -> str:
+def per_cent(share: float | None) -> str:
+    """A share, of which nothing may be known."""
     return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def refusal(variant: dict[str, Any]) -> str:
+    """Why a variant has no file."""
+    lost = variant["settings"].get("gate", {}).get("drop_on_selection")
+    return variant["status"] if lost is None else f"lost {lost} points"
+
+
+def at_real(variant: dict[str, Any], results: dict[str, Any]) -> dict[str, Any]:
+    """A variant's latency at the length of the data."""
+    found: dict[str, Any] = next(e for e in variant["latency_ms"] if e["sequence"] == results["real_sequence"])
+    return found
+
+
+def busy(results: dict[str, Any]) -> str | None:
+    """A warning where latencies scatter as they do on a machine that has other work."""
+    there = [variant for variant in results["variants"] if variant["latency_ms"]]
+    worst = max(there, key=lambda variant: _scatter(variant, results))
+    if _scatter(worst, results) < BUSY:
+        return None
+    entry = at_real(worst, results)
+    return (
+        f"Latencies are unsure: the machine was busy (p50 of {worst['name']} is {entry['p50']:.2f} ms, its p90 "
+        f"{entry['p90']:.2f}); measure again on an idle one."
+    )
+
+
+def _scatter(variant: dict[str, Any], results: dict[str, Any]) -> float:
+    entry = at_real(variant, results)
+    return float(entry["p90"] / entry["p50"])
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
@@ -69,7 +103,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
     lines = [f"Recommended: {best['name']}"]
     if teacher := by_name.get("teacher"):
         lines[0] += (
-            f": {_percent(best['retained'])} of the teacher's {metric}, "
+            f": {per_cent(best['retained'])} of the teacher's {metric}, "
             f"{teacher['bytes'] / best['bytes']:.1f}× smaller, {_speed(teacher, best, results):.1f}× as fast"
         )
     lines[0] += "."
@@ -88,15 +122,13 @@ def verdict(results: dict[str, Any]) -> list[str]:
     for name, limit in results["budget"].items():
         if not limit["met"]:
             lines.append(f"Budget missed: {name} is {limit['got']}, asked {limit['asked']}.")
+    if noise := busy(results):
+        lines.append(noise)
     return lines
 
 
 def _speed(teacher: dict[str, Any], best: dict[str, Any], results: dict[str, Any]) -> float:
-    pair = [
-        next(entry["p50"] for entry in variant["latency_ms"] if entry["sequence"] == results["real_sequence"])
-        for variant in (teacher, best)
-    ]
-    return float(pair[0] / pair[1])
+    return float(at_real(teacher, results)["p50"] / at_real(best, results)["p50"])
 
 
 def next_lines(run: Path, results: dict[str, Any]) -> list[str]:
@@ -104,6 +136,7 @@ def next_lines(run: Path, results: dict[str, Any]) -> list[str]:
     folder = shlex.quote(str(run))
     command, call = load_task(results["task"]).usage
     return [
+        *([f"  {run / 'report.html'}"] if (run / "report.html").is_file() else []),
         f"  nlp-distill predict {folder} {command}",
         f'  python -c "import nlp_distill; print(nlp_distill.load_pipeline({str(run)!r})({call}))"',
         f"  nlp-distill run {folder} --control -o distill.phases.0.epochs=8 --out {folder}-longer",

@@ -17,9 +17,10 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from nlp_distill import Task, read_splits
 from nlp_distill.errors import DataNotFound, TextInvalid
 from nlp_distill.recipe import Data
-from nlp_distill.task import Batch
+from nlp_distill.task import Batch, Confusion, Groups
 from nlp_distill_tasks.classification.columns import Columns, guess
 from nlp_distill_tasks.classification.glue import TASKS, Glue
+from nlp_distill_tasks.classification.insights import by_label, by_target, mixed_up
 from nlp_distill_tasks.classification.labels import Labels, settle, targets
 from nlp_distill_tasks.classification.metrics import METRICS
 
@@ -44,6 +45,7 @@ class Classification(Task):
     roles = ("text", "text_pair", "label")
     several = ("label",)
     any_tokenizer = True
+    reads_first = True
 
     glue: Glue | None = None
     used: Columns
@@ -205,6 +207,56 @@ class Classification(Task):
             return None
         chosen = self._predictions(raw)
         return np.array(["".join(map(str, row)) for row in chosen]) if chosen.ndim == 2 else chosen
+
+    def groups(self, raw: NDArray[Any], dataset: Dataset) -> Groups | None:
+        """By label: precision, recall, F1; of regression by fifths of the target: errors."""
+        target = np.array(dataset["target"][:])
+        if self.labels.problem == "regression":
+            return by_target(raw[:, 0], target)
+        return by_label(self._predictions(raw), target, self.label_names)
+
+    def confusion(self, raw: NDArray[Any], dataset: Dataset) -> Confusion | None:
+        """Of single labels."""
+        if self.labels.problem != "single_label":
+            return None
+        return mixed_up(self._predictions(raw), np.array(dataset["target"][:]), self.label_names)
+
+    def differences(self, raw: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+        """Total variation of the distributions; of several labels the largest difference; of values the distance."""
+        ours, theirs = self._likely(raw), self._likely(other)
+        apart: NDArray[Any] = np.abs(ours - theirs)
+        each: NDArray[Any] = apart.sum(-1) / 2 if self.labels.problem == "single_label" else apart.max(-1)
+        return each
+
+    def _likely(self, raw: NDArray[Any]) -> NDArray[Any]:
+        """Probabilities [rows, labels]; values as they are."""
+        logits = torch.from_numpy(np.asarray(raw, dtype=np.float64))
+        if self.labels.problem == "single_label":
+            logits = logits.softmax(-1)
+        elif self.labels.problem == "multi_label":
+            logits = logits.sigmoid()
+        likely: NDArray[Any] = logits.numpy()
+        return likely
+
+    def told(self, raw: NDArray[Any]) -> list[str]:
+        """The label and how sure the model is of it, all labels that apply, or the value."""
+        if self.labels.problem == "regression":
+            return [f"{value:.2f}" for value in raw[:, 0]]
+        likely = self._likely(raw)
+        if self.labels.problem == "multi_label":
+            return [self._chosen(row > 0.5) for row in likely]
+        return [f"{self.label_names[row.argmax()]} ({100 * row.max():.0f} %)" for row in likely]
+
+    def truths(self, dataset: Dataset) -> list[str]:
+        """The label, all labels that apply, or the value."""
+        if self.labels.problem == "regression":
+            return [f"{value:.2f}" for value in dataset["target"][:]]
+        if self.labels.problem == "multi_label":
+            return [self._chosen(row) for row in dataset["target"][:]]
+        return [self.label_names[label] for label in dataset["target"][:]]
+
+    def _chosen(self, applies: Any) -> str:
+        return ", ".join(name for name, true in zip(self.label_names, applies, strict=True) if true) or "none"
 
     def pipeline_inputs(self, dataset: Dataset) -> list[Any]:
         """A text, or a mapping of `text` and `text_pair`, for each row."""

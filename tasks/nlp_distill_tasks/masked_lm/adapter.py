@@ -210,6 +210,10 @@ class MaskedLM(Task):
         """The first guesses."""
         return np.array([(row["guesses"] or [""])[0] for row in raw], dtype=object)
 
+    def truths(self, dataset: Dataset) -> list[str]:
+        """The hidden words."""
+        return [row["text"][row["begin"] : row["end"]] for row in self.pipeline_inputs(dataset)]
+
     def example_inputs(self) -> list[Any]:
         """The first texts of train."""
         return self._examples

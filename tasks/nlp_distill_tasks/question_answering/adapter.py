@@ -18,7 +18,7 @@ from nlp_distill import Options, Task, read_splits
 from nlp_distill.errors import InputInvalid, PairNeeded
 from nlp_distill.recipe import Data
 from nlp_distill.settings import Whole
-from nlp_distill.task import Batch
+from nlp_distill.task import Batch, Groups
 from nlp_distill_tasks.question_answering.rows import Repairs, checked, columns
 from nlp_distill_tasks.question_answering.squad import best_threshold, exact_match, f1
 from nlp_distill_tasks.question_answering.windows import NOWHERE, SHOWN, read_again, stride_of, windows
@@ -232,6 +232,37 @@ class QuestionAnswering(Task):
     def decisions(self, raw: NDArray[Any]) -> NDArray[Any]:
         """The answers."""
         return np.array([row["answer"] for row in raw], dtype=object)
+
+    def groups(self, raw: NDArray[Any], dataset: Dataset) -> Groups:
+        """By the length of the true answer, the shortest where there are several."""
+        found = self.statistics(raw, dataset)
+        lengths = np.array([min((len(text.split()) for text in texts), default=0) for texts in dataset["texts"][:]])
+        names = {
+            "no answer": lengths == 0,
+            "1 word": lengths == 1,
+            "2 or 3 words": (lengths > 1) & (lengths < 4),
+            "4 words or more": lengths > 3,
+        }
+        there = {name: rows for name, rows in names.items() if rows.any()}
+        scores: dict[str, list[float | None]] = {
+            title: [100.0 * float(found[name][rows].mean()) for rows in there.values()]
+            for title, name in (("F1", "f1"), ("exact match", "exact"))
+        }
+        return Groups("true answer", list(there), [int(rows.sum()) for rows in there.values()], scores)
+
+    def differences(self, raw: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+        """One less the F1 of one answer's words against the other's."""
+        answers, others = self.decisions(raw), self.decisions(other)
+        pairs = zip(answers, others, strict=True)
+        return np.array([float(ours != theirs) if not theirs else 1 - f1(ours, [theirs]) for ours, theirs in pairs])
+
+    def told(self, raw: NDArray[Any]) -> list[str]:
+        """The answers."""
+        return [answer or "(no answer)" for answer in self.decisions(raw)]
+
+    def truths(self, dataset: Dataset) -> list[str]:
+        """All answers that count as right."""
+        return [" · ".join(dict.fromkeys(texts)) or "(no answer)" for texts in dataset["texts"][:]]
 
     def example_inputs(self) -> list[Any]:
         """The first rows of train."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,11 +18,12 @@ from transformers import BatchEncoding, GenerationConfig, PretrainedConfig, PreT
 from nlp_distill import Options, Task, read_splits
 from nlp_distill.recipe import Data
 from nlp_distill.settings import Number, Whole
-from nlp_distill.task import Batch
+from nlp_distill.task import Batch, Groups
 from nlp_distill_tasks.seq2seq.metrics import BLEU_SIGNATURE, CHRF_SIGNATURE, ROUGE_SIGNATURE, scores, statistics
 from nlp_distill_tasks.seq2seq.rows import checked, columns
 
 IGNORED = -100
+QUARTERS = 4
 FEW, SHOWN = 2, 30
 """How many rows a note quotes, and how many characters of each."""
 TOKENS = ("decoder_start_token_id", "pad_token_id", "eos_token_id", "bos_token_id")
@@ -232,6 +234,33 @@ class Seq2Seq(Task):
     def decisions(self, raw: NDArray[Any]) -> NDArray[Any]:
         """The texts."""
         return raw
+
+    def groups(self, raw: NDArray[Any], dataset: Dataset) -> Groups:
+        """By the length of the source."""
+        found, words = self.statistics(raw, dataset), np.array([len(text.split()) for text in dataset["source"][:]])
+        edges = np.unique(np.quantile(words, np.linspace(0, 1, QUARTERS + 1)))
+        place = np.searchsorted(edges[1:-1], words, side="left")
+        kept = [place == number for number in range(max(1, len(edges) - 1))]
+        parts = [self.score_statistics({name: values[rows] for name, values in found.items()}) for rows in kept]
+        return Groups(
+            "source",
+            [f"{words[rows].min()} to {words[rows].max()} words" for rows in kept],
+            [int(rows.sum()) for rows in kept],
+            {name: [part[name] for part in parts] for name in parts[0]},
+        )
+
+    def differences(self, raw: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+        """One less the share of words that two texts have in common."""
+        pairs = [(Counter(ours.split()), Counter(theirs.split())) for ours, theirs in zip(raw, other, strict=True)]
+        return np.array([1 - 2 * (a & b).total() / max(1, a.total() + b.total()) if a != b else 0.0 for a, b in pairs])
+
+    def told(self, raw: NDArray[Any]) -> list[str]:
+        """The texts."""
+        return list(raw)
+
+    def truths(self, dataset: Dataset) -> list[str]:
+        """The first of the references."""
+        return [references[0] for references in dataset["references"][:]]
 
     def example_inputs(self) -> list[Any]:
         """The first sources of train."""
