@@ -1,6 +1,6 @@
 # make quickstart and make test set up everything that they need; nothing is installed outside .venv.
 PYTHON ?= python3
-EXTRAS ?= onnx,quickstart,dev
+EXTRAS ?= onnx,executorch,serve,quickstart,dev
 BIN := .venv/bin
 # One thread a process, a process a core: tests are many and small. A file stays together, for what its tests share.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --d
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup quickstart test test-all lint bench torture docs clean
+.PHONY: help setup quickstart test test-all javascript lint bench torture docs clean
 
 help:  ## Show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,8 +30,14 @@ quickstart: setup  ## Distil a sentiment classifier from a real teacher on real 
 test: setup  ## All tests but the slow ones
 	$(PYTEST) -m "not slow"
 
-test-all: setup  ## All tests
+test-all: setup javascript  ## All tests
 	$(PYTEST)
+
+javascript: tests/browser/node_modules/.package-lock.json  ## The JavaScript libraries that tests load models with
+
+# Only CPU libraries, which lie in the package; the install script would fetch those of CUDA.
+tests/browser/node_modules/.package-lock.json: tests/browser/package-lock.json
+	cd tests/browser && ONNXRUNTIME_NODE_INSTALL=skip npm ci --no-audit --no-fund
 
 lint: setup  ## Style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

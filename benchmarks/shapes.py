@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING
 
-from nlp_distill.exports.onnx import export_fp32
+from nlp_distill.exports.onnx_files import export_fp32
 from nlp_distill.loading import new_model
 from nlp_distill.loop import Step, adamw
 from nlp_distill.objective import Objective

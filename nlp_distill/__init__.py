@@ -26,6 +26,8 @@ _HOMES = {
     "Options": "task",
     "RunDir": "rundir",
     "load_pipeline": "prediction",
+    "push": "hub",
+    "pull": "hub",
     "Objective": "objective",
     "cut_student": "student",
     "Run": "stages",
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from nlp_distill.data import require_column as require_column
     from nlp_distill.errors import NlpDistillError as NlpDistillError
     from nlp_distill.errors import UserError as UserError
+    from nlp_distill.hub import pull as pull
+    from nlp_distill.hub import push as push
     from nlp_distill.hub_data import hub_reachable as hub_reachable
     from nlp_distill.layers import layer_map as layer_map
     from nlp_distill.objective import Objective as Objective

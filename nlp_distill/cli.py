@@ -16,8 +16,8 @@ from typing import Annotated, Any
 import typer
 
 from nlp_distill import __version__
-from nlp_distill.errors import InputInvalid, Interrupted, NlpDistillError, shown
-from nlp_distill.verbs import caches, measures, recipes, reports
+from nlp_distill.errors import Interrupted, NlpDistillError, shown
+from nlp_distill.verbs import caches, hub, measures, predictions, recipes, reports, serve
 from nlp_distill.verbs.common import (
     ControlOption,
     JsonOption,
@@ -50,7 +50,11 @@ app = typer.Typer(
 )
 app.add_typer(recipes.app, name="recipes")
 app.add_typer(caches.app, name="cache")
+app.command("predict")(predictions.predict)
+app.command("push")(hub.push)
+app.command("pull")(hub.pull)
 app.command("report")(reports.report)
+app.command()(serve.serve)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -143,8 +147,8 @@ def _run(
     if os.environ.get("RANK", "0") != "0":
         return
     if as_json:
-        sys.stdout.write(json.dumps(results if until == "report" else {"run": str(finished.path)}) + "\n")
-    elif until == "report":
+        sys.stdout.write(json.dumps(results if until == "publish" else {"run": str(finished.path)}) + "\n")
+    elif until == "publish":
         # Rather lines that a narrow terminal wraps than names cut short.
         out_console.width = max(out_console.width, 100)
         out_console.print(results_table(results))
@@ -165,7 +169,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe from data to proof: teacher, student, exports, scores, latency, one table, one report."""
-    _run(recipe, out, override, redo, control, "report", as_json, strict)
+    _run(recipe, out, override, redo, control, "publish", as_json, strict)
 
 
 STAGE_VERBS = {
@@ -190,34 +194,6 @@ def _add_stage_verb(stage: str, summary: str) -> None:
 for _stage, _summary_of_stage in STAGE_VERBS.items():
     _add_stage_verb(_stage, _summary_of_stage)
 measures.add(app, _run)
-
-
-@app.command()
-def predict(
-    model: Annotated[str, typer.Argument(help="The folder of a run, a model folder, or a Hub id.")],
-    text: Annotated[list[str] | None, typer.Argument(help="Texts; none: one a line from standard input.")] = None,
-    variant: Annotated[str | None, typer.Option("--variant", help="For example student-onnx-int8.")] = None,
-    text_pair: Annotated[
-        str | None, typer.Option("--text-pair", help="Second text of a pair; the context of a question.")
-    ] = None,
-) -> None:
-    """Predict with the recommended variant; one JSON object a line."""
-    from nlp_distill.prediction import load_variant
-
-    task, pipe = load_variant(model, variant)
-    for line in text or _typed():
-        inputs = {"text": line, "text_pair": text_pair} if text_pair is not None else line
-        outputs = task.ask(pipe, line, text_pair)
-        sys.stdout.write(json.dumps({"inputs": inputs, "outputs": outputs}, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
-
-
-def _typed() -> Iterator[str]:
-    """The lines of standard input that hold something."""
-    try:
-        yield from (stripped for line in sys.stdin if (stripped := line.rstrip("\n")))
-    except UnicodeDecodeError as error:
-        raise InputInvalid(what="standard input", reason="it is not UTF-8", fix="save it as UTF-8") from error
 
 
 @app.command()

@@ -220,6 +220,13 @@ def _text(path: Path, name: str) -> str:
         raise DataUnreadable(source=path, format=name, reason=f"line {line} is not UTF-8") from error
 
 
+def _texts(path: Path) -> Dataset:
+    """A table of one column, `text`: the lines that hold something."""
+    from datasets import Dataset
+
+    return Dataset.from_dict({"text": [line for line in _text(path, "text").split("\n") if line.strip()]})
+
+
 def _separated(separator: str, name: str) -> Callable[[Path], Dataset]:
     def read(path: Path) -> Dataset:
         import pandas as pd
@@ -317,6 +324,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     ".jsonl": _json_lines,
     ".json": _json_lines,
     ".parquet": _parquet,
+    ".txt": _texts,
 }
 
 

@@ -26,6 +26,7 @@ TITLES = {
     "measure": "Measuring",
     "results": "Results",
     "report": "Report",
+    "publish": "Publishing",
 }
 
 
@@ -68,7 +69,7 @@ class Display:
         for bar in list(self.bars.values()):
             self.progress.remove_task(bar)
         self.bars.clear()
-        if state == "skipped" and stage != "data":
+        if state == "skipped" and stage not in ("data", "publish"):
             self._say(f"{TITLES[stage]}: already there")
         elif state == "started" and stage not in ("data", "results", "report"):
             self._say(f"{TITLES[stage]} …")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from nlp_distill.data import slices
 from nlp_distill.families import BASES, family_of, known_model_types
 from nlp_distill.hub_data import hub_reachable
+from nlp_distill.recipe import Export
 from nlp_distill.recipe_file import load_recipe
 from nlp_distill.task import load_task, task_names
 
@@ -86,7 +87,8 @@ def check_recipe(name: str, overrides: Sequence[str]) -> list[str]:
     else:
         lines.append(f"  teacher: {source.name}, {_layers(found.teacher)}, {_tries(found.tries)}")
     origin = f", from teacher layers {_maps(found.copy_map)}" if found.copy_map else ""
-    lines.append(f"  student: {_layers(found.student)}{origin}")
+    trims = ", the vocabulary trimmed to the training rows" if recipe.student.vocabulary == "trim" else ""
+    lines.append(f"  student: {_layers(found.student)}{origin}{trims}")
     for phase, supervise in zip(recipe.distill.phases, found.supervise, strict=True):
         imitated = f", imitating layers {_maps(supervise)}" if supervise else ""
         lines.append(f"  terms: {', '.join(term.kind for term in phase.losses)}{imitated}")
@@ -99,8 +101,8 @@ def check_model(reference: str, task_name: str) -> list[str]:
 
     Raises what `resolve` raises, `UnknownFamily`.
     """
-    from nlp_distill.errors import NotExportable
-    from nlp_distill.exports.onnx import check_exportable
+    from nlp_distill.errors import MissingExtra, NotExportable
+    from nlp_distill.exports.formats import FORMATS
     from nlp_distill.loading import has_class, has_head, load_config
     from nlp_distill.sources import resolve
 
@@ -123,11 +125,16 @@ def check_model(reference: str, task_name: str) -> list[str]:
     terms = ["logits", "labels", "hidden", "relation", *(["attention"] if scores else [])]
     without = "" if scores else "; attention: no, queries and keys alone do not give its scores"
     lines.append(f"  terms: {', '.join(terms)}{without}")
-    try:
-        check_exportable(source, task.pipeline_task)
-    except NotExportable as error:
-        return [*lines, f"  export: no; {error}"]
-    return [*lines, "  export: onnx"]
+    for entry in FORMATS.values():
+        possible = []
+        for form in entry.forms:
+            try:
+                entry.check(config, task, Export.model_validate({"format": entry.name, "profile": form.profile}))
+                possible.append(form.profile)
+            except (MissingExtra, NotExportable) as error:
+                refused = str(error)
+        lines.append(f"  export to {entry.title}: {', '.join(possible) or f'no; {refused}'}")
+    return lines
 
 
 def _tries(count: int) -> str:

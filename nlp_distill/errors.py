@@ -280,6 +280,10 @@ class TokenizerUnfit(ModelError):
     """The model's tokenizer does not fit the task: {reason}; choose another model."""
 
 
+class VocabularyUntrimmable(ModelError):
+    """student.vocabulary: trim: {reason}; set `vocabulary: keep`."""
+
+
 class TrackerMissing(UserError):
     """trackers: '{name}' is not installed; run `pip install {name}`, or remove it from the recipe."""
 
@@ -292,8 +296,54 @@ class NotExportable(ModelError):
     """'{model_type}' for {task} cannot be exported to {format} ({reason}); remove that entry from `export`."""
 
 
+class ExportInvalid(RecipeError):
+    """export: {reason}."""
+
+
 class MissingExtra(UserError):
     """{what} needs a part that is not installed; run `pip install 'nlp-distill[{extra}]'`."""
+
+
+# Serving
+
+
+class ListeningUnsafe(UserError):
+    """{host} is reached from other machines, and no token is set; put one into {variable} or a --token-file, or listen on 127.0.0.1."""
+
+
+class NotLight(UserError):
+    """The variant '{variant}' of '{folder}' needs PyTorch and transformers, which are not installed; install nlp-distill with its dependencies, or serve an ONNX variant of a classifier or question answerer."""
+
+
+class ModelNameInvalid(UserError):
+    """The model cannot be served as '{name}': {reason}; give it another name with NAME=MODEL."""
+
+
+class TokenUnfit(UserError):
+    """The token in {source} cannot be used: {reason}; make one with `python -c "import secrets; print(secrets.token_urlsafe(32))"`."""
+
+
+# The Hub
+
+
+class PublishRefused(UserError):
+    """Nothing was published to '{repository}': {reason}. {fix}"""
+
+
+class PublishFailed(NlpDistillError):
+    """Nothing was published to '{repository}' yet: {reason}. Files that have arrived are not sent again: run the same command later."""
+
+
+class CollectionRefused(UserError):
+    """'{repository}' is published, but is not in the collection '{collection}': {reason}. {fix}"""
+
+
+class SecretFound(UserError):
+    """{file} holds {what}, and nothing was published; remove it there, and take the token back if others saw it."""
+
+
+class CardUntrue(UserError):
+    """{file}: {reason}; correct it, or delete it and it is written anew."""
 
 
 # Run folders
@@ -309,6 +359,10 @@ class StageChanged(RunFolderError):
 
 class RunFolderNotFound(RunFolderError):
     """'{folder}' is not the folder of a run (no recipe.yaml in it); give a recipe or the folder that `nlp-distill run` printed."""
+
+
+class ResultsMissing(RunFolderError):
+    """'{folder}' has no results yet; finish it with `nlp-distill run {folder}`."""
 
 
 class RunFolderForeign(RunFolderError):
@@ -369,6 +423,10 @@ class RunFailed(NlpDistillError):
     """{stage}: {reason}."""
 
     exit_code = 3
+
+
+class EngineUnfit(RunFailed):
+    """serve: the engine of '{model}' did not start ({reason}); what it said is above."""
 
 
 class LossNotFinite(RunFailed):

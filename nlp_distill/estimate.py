@@ -25,6 +25,7 @@ from nlp_distill.recipe_file import load_recipe
 from nlp_distill.starts import first_source
 from nlp_distill.task import Task, load_task
 from nlp_distill.teacher import candidates
+from nlp_distill.vocabulary import trimmed
 
 WEIGHT, TRAINED, CHECKPOINT = 4, 20, 16
 """Bytes a parameter: kept; in training (weight, gradient, two moments, best copy); in a checkpoint."""
@@ -94,11 +95,14 @@ def estimate(name: str, overrides: Sequence[str] = (), out: Path = Path()) -> Es
     source = first_source(recipe, task, rows.train, rows.sha256)
     found = check(recipe, task, source, len(rows.train))
     tokenizer = load_tokenizer(source.folder, recipe.max_length)
-    sample = rows.train.select(range(min(SAMPLE, len(rows.train))))
+    trims = recipe.student.vocabulary == "trim"
+    sample = rows.train if trims else rows.train.select(range(min(SAMPLE, len(rows.train))))
     features = task.features(sample, tokenizer, tokenizer.model_max_length)
     lengths = features["length"][:] if "length" in features.column_names else [len(i) for i in features["input_ids"]]
     examples = len(rows.train) * len(lengths) / len(sample)
     tokens = sum(lengths) / len(lengths)
+    if trims:
+        found.student.vocab_size = len(trimmed(tokenizer, features).kept)
     teacher, student = _parts(task, found)
     tunings = _tunings(recipe, len(rows.train)) if found.tries else []
     rate = _rate(bf16=recipe.precision != "fp32")

@@ -29,7 +29,8 @@ class Stack:
     1/√d), `plain`, or `none` where they do not do so alone. `bias`: an embedding, called once a forward, whose
     output [Q, K, heads] is added to the scores of every layer. `shared`: one block, applied `depth` times: a
     layer is then an application of it, and fewer layers are fewer applications. `part`: the part of a composed
-    config that describes the stack.
+    config that describes the stack. `first`: a classifier's head reads the first token alone, and the last block can
+    be run for it alone (`first_token`).
     """
 
     name: str
@@ -46,6 +47,7 @@ class Stack:
     bias: str | None = None
     shared: bool = False
     part: str | None = None
+    first: bool = False
 
     @property
     def projections(self) -> tuple[str, ...]:
@@ -104,7 +106,9 @@ class Family:
         return next(stack for stack in self.stacks if stack.name == name)
 
 
-BERT = Stack("encoder", "encoder.layer", "attention.self.query", "attention.self.key", "attention.self.value")
+BERT = Stack(
+    "encoder", "encoder.layer", "attention.self.query", "attention.self.key", "attention.self.value", first=True
+)
 BART: dict[str, Any] = {
     "query": "self_attn.q_proj",
     "key": "self_attn.k_proj",
@@ -134,6 +138,7 @@ FAMILIES = (
                 "attention.k_lin",
                 "attention.v_lin",
                 intermediate_size="hidden_dim",
+                first=True,
             ),
         ),
     ),
@@ -147,6 +152,7 @@ FAMILIES = (
                 "attention.attn.k",
                 "attention.attn.v",
                 bias="encoder.relative_attention_bias",
+                first=True,
             ),
         ),
     ),

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlp_distill.errors import DataNotFound, DataUnsafe, HubUnreachable
-from nlp_distill.sources import HUB_ID, REVISION
-from nlp_distill.strict_yaml import check_limits
+from nlp_distill.hub_trouble import reason
+from nlp_distill.sources import HUB_ID, MAX_CARD, REVISION
+from nlp_distill.strict_yaml import front_matter
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 BUILDERS = {"csv", "json", "parquet", "cache"}
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 CARDS = ("README.md", ".huggingface.yaml")
-MAX_CARD = 4 << 20
-FRONT = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---", re.DOTALL)
 ELSEWHERE = re.compile(r"://|::|^[/\\~]|^[A-Za-z]:|(^|[/\\])\.\.([/\\]|$)")
 FIX = "To work offline set data.files to a local folder with train and validation files."
 
@@ -55,7 +54,7 @@ def load_hub_tables(name: str, config: str | None, revision: str | None) -> Data
     except (DatasetNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise DataNotFound(name=name, reason="the Hub has no such dataset, or it is private", fix=FIX) from error
     except (ConnectionError, OfflineModeIsEnabled, HfHubHTTPError, RequestException) as error:
-        raise HubUnreachable(reference=name, reason=f"{type(error).__name__}; {offline}") from error
+        raise HubUnreachable(reference=name, reason=f"{reason(error)}; {offline}") from error
     except ValueError as error:
         raise DataNotFound(name=name, reason=str(error).split("\n")[0], fix="Set data.config.") from error
     return loaded
@@ -98,11 +97,8 @@ def check_card(name: str, file: Path) -> None:
     if file.stat().st_size > MAX_CARD:
         raise DataUnsafe(name=name, reason=f"its {file.name} has more than {MAX_CARD >> 20} MiB", fix=FIX)
     text = file.read_text(encoding="utf-8")
-    front = FRONT.match(text) if file.suffix == ".md" else None
-    text = front.group(1) if front else text if file.suffix != ".md" else ""
     try:
-        check_limits(text, aliases=True)
-        card = yaml.safe_load(text)
+        card = front_matter(text if file.suffix == ".md" else f"---\n{text}\n---")
         texts = [*_texts((card or {}).get("configs"), set())]
     except (yaml.YAMLError, ValueError, AttributeError, RecursionError) as error:
         raise DataUnsafe(name=name, reason=f"its {file.name} cannot be read", fix=FIX) from error

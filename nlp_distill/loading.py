@@ -256,6 +256,8 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
             tokenizer = AutoTokenizer.from_pretrained(
                 clean, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
             )
+        except MemoryError:
+            raise
         except Exception as error:
             # The tokenizers library raises nothing more precise.
             raise ValueError(error) from error
@@ -299,12 +301,11 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folde
     tokenizer.save_pretrained(folder)
 
 
-def onnx_files(folder: Path, precision: str) -> dict[str, str]:
-    """The ONNX files of a precision (`fp32`, `int8`) that a model folder holds: part → name; empty when none.
+def onnx_files(folder: Path, suffix: str) -> dict[str, str]:
+    """The ONNX files with a suffix (`_quantized`) that a model folder holds: part → name; empty when none.
 
     One file, or an encoder and a decoder (merged with the one that takes its past, where the model keeps one).
     """
-    suffix = {"fp32": "", "int8": "_quantized"}[precision]
     whole, encoder = f"model{suffix}.onnx", f"encoder_model{suffix}.onnx"
     if (folder / "onnx" / whole).is_file():
         return {"file_name": whole}
@@ -315,8 +316,36 @@ def onnx_files(folder: Path, precision: str) -> dict[str, str]:
     return {"encoder_file_name": encoder, "decoder_file_name": found[0]}
 
 
-def load_ort(folder: Path, auto_class: str, precision: str, threads: int | None = None) -> Any:
-    """An Optimum ORTModelFor… of the files of a precision in `folder/onnx`. Raises `MissingExtra`."""
+def load_ort(folder: Path, auto_class: str, suffix: str = "", threads: int | None = None) -> Any:
+    """An Optimum ORTModelFor… of the files with a suffix in `folder/onnx`. Raises `MissingExtra`."""
+    kind, session = _ort(auto_class, threads)
+    check_folder(folder)
+    for file in (folder / "onnx").iterdir():
+        inside(folder, f"onnx/{file.name}")
+    config, files = load_config(folder), onnx_files(folder, suffix)
+    # Optimum's own loading would read the folder's other files, and a merged decoder twice.
+    with _graphs(folder, files):
+        sessions = [session(folder / "onnx" / name) for name in files.values()]
+    if "decoder_file_name" not in files:
+        return kind(config=config, session=sessions[0])
+    generation = load_generation(folder)
+    generation.use_cache = config.use_cache = "merged" in files["decoder_file_name"]
+    config.is_encoder_decoder = True
+    encoder, decoder = sessions
+    return kind(config=config, encoder_session=encoder, decoder_session=decoder, generation_config=generation)
+
+
+def load_ort_file(folder: Path, auto_class: str, name: str, threads: int | None = None) -> Any:
+    """An Optimum ORTModelFor… of one graph in a model folder. Raises `MissingExtra`, `ModelNotFound`."""
+    kind, session = _ort(auto_class, threads)
+    check_folder(folder)
+    inside(folder, name)
+    with _graphs(folder, {"file_name": name}):
+        return kind(config=load_config(folder), session=session(folder / name))
+
+
+def _ort(auto_class: str, threads: int | None) -> tuple[Any, Any]:
+    """Optimum's class, and a function that opens a graph."""
     try:
         import onnxruntime
         from optimum import onnxruntime as optimum_ort
@@ -326,24 +355,8 @@ def load_ort(folder: Path, auto_class: str, precision: str, threads: int | None 
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-    check_folder(folder)
-    for file in (folder / "onnx").iterdir():
-        inside(folder, f"onnx/{file.name}")
-    config, files = load_config(folder), onnx_files(folder, precision)
     kind = getattr(optimum_ort, auto_class.replace("AutoModel", "ORTModel"))
-    # Optimum's own loading would read the folder's other files, and a merged decoder twice.
-    with _graphs(folder, files):
-        sessions = [
-            onnxruntime.InferenceSession(folder / "onnx" / name, options, ["CPUExecutionProvider"])
-            for name in files.values()
-        ]
-    if "decoder_file_name" not in files:
-        return kind(config=config, session=sessions[0])
-    generation = load_generation(folder)
-    generation.use_cache = config.use_cache = "merged" in files["decoder_file_name"]
-    config.is_encoder_decoder = True
-    encoder, decoder = sessions
-    return kind(config=config, encoder_session=encoder, decoder_session=decoder, generation_config=generation)
+    return kind, lambda file: onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
 
 
 @contextmanager

@@ -26,11 +26,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlp_distill.batches import derived_seed, epoch_steps, micro_batches, rank_share, steps_per_epoch
 from nlp_distill.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
 from nlp_distill.errors import Interrupted, LossNotFinite, RunFailed
+from nlp_distill.first_token import first_token_only
 from nlp_distill.objective import Objective
-from nlp_distill.prediction import model_pipeline
 from nlp_distill.recipe import Training
-from nlp_distill.scores import predict
-from nlp_distill.signals import Signal, TeacherSource, capture, model_inputs
+from nlp_distill.scores import model_pipeline, predict
+from nlp_distill.signals import Signal, TeacherSource, capture, first_suffices, model_inputs
 from nlp_distill.task import Batch, Task
 from nlp_distill.trouble import watched
 
@@ -196,7 +196,9 @@ def train(
     finished = done_steps >= total or _out_of_patience(done, settings)
     last_saved = last_shown = time.monotonic()
     stop, examples = False, 0
-    with torch.random.fork_rng(), watched(stage, settings.stall_minutes, notify) as beat:
+    lean = settings.lean and first_suffices(task, model.config, objective.student_request, setting.tokenizer)
+    shortened = first_token_only(model) if lean else nullcontext()
+    with torch.random.fork_rng(), shortened, watched(stage, settings.stall_minutes, notify) as beat:
         while not finished:
             epoch = done_steps // per_epoch
             steps = epoch_steps(rows.lengths, settings.batch_size, setting.seed, epoch)

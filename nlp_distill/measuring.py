@@ -15,12 +15,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from nlp_distill.errors import RunFailed
+from nlp_distill.exports.formats import FORMATS, form_of
 
 ROUNDS = 6
 RUNS = 10
@@ -29,7 +31,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Measured:
-    """What to measure: a model folder, and the precision of its ONNX files or None for PyTorch.
+    """What to measure: a model folder, and the name of an exported variant in it or None for PyTorch.
 
     `new_tokens`: of a model that generates, how many an answer has.
     """
@@ -37,7 +39,7 @@ class Measured:
     name: str
     folder: str
     auto_class: str
-    onnx: str | None
+    variant: str | None
     new_tokens: int | None = None
 
 
@@ -133,14 +135,10 @@ def _summary(times: list[float], sequence: int, threads: int) -> dict[str, float
     }
 
 
-def files_to_run(folder: Path, onnx: str | None) -> list[Path]:
+def files_to_run(folder: Path, variant: str | None) -> list[Path]:
     """All files that a variant needs: its weights, config and tokenizer."""
-    from nlp_distill.loading import onnx_files
-
-    names = onnx_files(folder, onnx).values() if onnx else []
-    # `model.onnx*`: weights beyond 2 GB lie beside the graph in model.onnx_data.
-    graphs = [file for name in names for file in sorted((folder / "onnx").glob(f"{name}*"))]
-    weights = graphs if onnx else sorted(folder.glob("*.safetensors*"))
+    form = form_of(variant) if variant else None
+    weights = FORMATS[form.format].files(folder, form) if form else sorted(folder.glob("*.safetensors*"))
     needed = (
         "config.json",
         "generation_config.json",
@@ -194,20 +192,21 @@ def import_engine(variant: Measured) -> None:
     """Import what a variant runs on, so that the time to load is that of the model alone."""
     from transformers import AutoModel  # noqa: F401
 
-    if variant.onnx:
-        import optimum.onnxruntime  # noqa: F401
+    if form := form_of(variant.variant) if variant.variant else None:
+        import_module(FORMATS[form.format].module)
 
 
 def _loaded(variant: Measured, threads: int) -> Callable[[int, int, int, int], list[float]]:
     import torch
 
-    from nlp_distill.loading import load_model, load_ort
+    from nlp_distill.loading import load_model
 
     torch.set_num_threads(threads)
     folder = Path(variant.folder)
     model: Any
-    if variant.onnx:
-        model = load_ort(folder, variant.auto_class, variant.onnx, threads)
+    form = form_of(variant.variant) if variant.variant else None
+    if form:
+        model = FORMATS[form.format].load(folder, variant.auto_class, form, threads)
         names = getattr(model, "input_names", ["input_ids", "attention_mask"])
     else:
         model = load_model(folder, variant.auto_class)

@@ -6,7 +6,7 @@ the step's counts, which depend on masks alone and are known before the first fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from nlp_distill.batches import derived_seed
 from nlp_distill.errors import SignalMissing
 from nlp_distill.families import Place, Stack, family_of
-from nlp_distill.losses import LOSSES, attention_scores, first_tokens
+from nlp_distill.losses import CHUNK, LOSSES, at_first, attention_scores, first_tokens, in_chunks
 from nlp_distill.signals import Request, Signal, TopLogits, check_request
 from nlp_distill.task import Batch, Task
 from nlp_distill.terms import AnyTerm, AttentionTerm, HiddenTerm, LabelsTerm, LayerTerm, LogitsTerm, RelationTerm
@@ -112,19 +112,22 @@ class Objective(nn.Module):
             form = self.task.distribution
             loss = LOSSES["logits"]["mse" if form == "value" else term.distance]
             ours, softmax = self.task.logits(outputs, batch), form == "softmax"
-            sums = []
-            for head, logits in ours.items():
-                theirs = teacher.logits[head]
+
+            def distance(logits: Tensor, theirs: Tensor | TopLogits, counted: Tensor) -> Tensor:
                 if isinstance(theirs, TopLogits):
                     logits, theirs = theirs.against(logits, term.temperature)
-                sums.append(loss(logits, theirs, mask, temperature=term.temperature, softmax=softmax))
-            return torch.stack(sums).mean()
+                return loss(logits, theirs, counted, temperature=term.temperature, softmax=softmax)
+
+            return torch.stack([_wide(distance, ours[head], teacher.logits[head], mask) for head in ours]).mean()
         assert bound.theirs is not None
         places = [((bound.ours.name, s), (bound.theirs.name, t)) for s, t in bound.pairs]
         if isinstance(term, HiddenTerm):
             loss = LOSSES["hidden"][term.distance]
-            sums = [loss(self._project(name, s, student.hidden[s]), teacher.hidden[t], mask) for s, t in places]
-            return torch.stack(sums).mean()
+            read = [(s, student.hidden[s], teacher.hidden[t]) for s, t in places]
+            if term.tokens == "first":
+                read = [(s, at_first(ours, mask), at_first(theirs, mask)) for s, ours, theirs in read]
+                mask = mask.any(1)
+            return torch.stack([loss(self._project(name, s, ours), theirs, mask) for s, ours, theirs in read]).mean()
         pairs = _pairs(mask, bound, batch)
         if isinstance(term, RelationTerm):
             loss = LOSSES["relation"]["kl"]
@@ -240,6 +243,18 @@ class Objective(nn.Module):
                     for layer, _ in bound.pairs:
                         made[_key(name, layer)] = nn.Linear(ours, theirs, bias=False)
         return made
+
+
+def _wide(
+    distance: Callable[[Tensor, Any, Tensor], Tensor], ours: Tensor, theirs: Tensor | TopLogits, mask: Tensor
+) -> Tensor:
+    """A distance of logits; of many wide distributions chunk by chunk."""
+    if ours.numel() <= CHUNK:
+        return distance(ours, theirs, mask)
+    if isinstance(theirs, TopLogits):
+        return in_chunks(distance, ours, theirs.pieces, mask)
+    rows = theirs.flatten(0, -2)
+    return in_chunks(distance, ours, lambda size: torch.split(rows, size), mask)
 
 
 def _key(name: str, layer: int) -> str:

@@ -2,70 +2,107 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nlp_distill.errors import ModelFolderNotFound, ModelHasNoTask, RunFolderDamaged, VariantUnknown
-from nlp_distill.loading import architectures, has_head, load_model, load_ort, load_tokenizer, onnx_files
+from nlp_distill.exports.formats import FORMATS, form_of, forms_there
+from nlp_distill.loading import architectures, has_head, load_model, load_tokenizer
 from nlp_distill.rundir import RunDir, read_json
 from nlp_distill.sources import resolve
 from nlp_distill.task import Task, load_task, task_names
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+LARGEST_BATCH = 64
 
-PRECISIONS = {"student-onnx-int8": "int8", "student-onnx-fp32": "fp32"}
+
+@dataclass(frozen=True)
+class Chosen:
+    """A variant to predict with. `batch_size`: rows at once that its scores were made with, as far as is known."""
+
+    folder: Path
+    variant: str
+    batch_size: int
+
+    @cached_property
+    def task(self) -> Task:
+        """The task that it was made for."""
+        return task_of(self.folder)
+
+    def pipeline(self, threads: int | None = None) -> Any:
+        """Load it."""
+        return variant_pipeline(self.folder, self.task, self.variant, threads)
 
 
 def load_pipeline(path: str | Path, variant: str | None = None, threads: int | None = None) -> Any:
     """A pipeline for a run, a model folder or a Hub id.
 
-    `variant`: `student`, `student-onnx-fp32`, `student-onnx-int8`, and in a run `teacher` and `control`; unset:
-    the one that the run recommends, else the smallest that is there. Inputs are cut at the tokenizer's
-    `model_max_length`, and batches have one row unless the call says otherwise: the answers of dynamic int8
-    depend on what else is in the batch. Raises `ModelFolderNotFound`, `VariantUnknown`, `ModelError`.
+    `variant`: `student`, `student-onnx-int8` and so on (docs/exports.md), and in a run `teacher` and `control`; unset:
+    the one that the results recommend where its runtime is installed, else the smallest that runs here. Inputs are
+    cut at the tokenizer's `model_max_length`, and batches have one row unless the call says otherwise: the answers of
+    dynamic int8 depend on what else is in the batch. Raises `ModelFolderNotFound`, `VariantUnknown`, `ModelError`.
     """
     return load_variant(path, variant, threads)[1]
 
 
 def load_variant(path: str | Path, variant: str | None = None, threads: int | None = None) -> tuple[Task, Any]:
     """As `load_pipeline`, with the task that the model was made for."""
-    variant, folder = find_variant(path, variant)
-    task = task_of(folder)
-    return task, variant_pipeline(folder, task, PRECISIONS.get(variant), threads)
+    chosen = choose(path, variant)
+    return chosen.task, chosen.pipeline(threads)
 
 
-def find_variant(path: str | Path, variant: str | None = None) -> tuple[str, Path]:
-    """The name and the folder of the variant that `load_pipeline` would load."""
+def choose(path: str | Path, variant: str | None = None) -> Chosen:
+    """The variant that `load_pipeline` would load; nothing is loaded, nothing heavy imported. Raises as it does."""
     run = RunDir(path)
     others: dict[str, Path] = {}
     if run.exists():
         others = {"teacher": run.teacher, "control": run.control}
-        # Before the last stage no export is proven yet.
-        variant = variant or _recommended(run) or "student"
-        folder = run.model
+        folder, said = run.model, run.results
     elif Path(path).is_dir() or not {"/", "@"} & {*str(path)}:
-        folder = Path(path)
+        folder, said = Path(path), Path(path) / "results.json"
     else:
         folder = resolve(str(path), exports=True).folder
+        said = folder / "results.json"
     others = {name: other for name, other in others.items() if (other / "config.json").is_file()}
     if not (folder / "config.json").is_file() and variant not in others:
         raise ModelFolderNotFound(folder=path)
-    there = [name for name, precision in PRECISIONS.items() if onnx_files(folder, precision)]
-    names = [*there, "student", *others]
-    variant = variant or names[0]
-    if variant not in names:
-        raise VariantUnknown(variant=variant, folder=path, known=", ".join(names))
-    return variant, others.get(variant, folder)
+    results = read_json(said) if said.is_file() else {}
+    names = [*(form.variant for form in forms_there(folder)), "student", *others]
+    # Before the last stage no export of a run is proven yet.
+    usable = _usable(folder) if results or not run.exists() else ["student"]
+    chosen = variant or _recommended(said, results) or usable[0]
+    if chosen not in names and (variant or run.exists()):
+        raise VariantUnknown(variant=chosen, folder=path, known=", ".join(names))
+    if variant is None and chosen not in (*usable, *others):
+        chosen = usable[0]
+    return Chosen(others.get(chosen, folder), chosen, _batch(results, chosen))
 
 
-def _recommended(run: RunDir) -> str | None:
-    if not run.results.is_file():
-        return None
-    name = read_json(run.results).get("recommended")
-    if not isinstance(name, str):
-        raise RunFolderDamaged(file=run.results, reason="it has no recommended variant")
+def _usable(folder: Path) -> list[str]:
+    """The exported variants whose runtime is installed, the smallest first, and PyTorch's."""
+    sizes = {
+        form.variant: sum(file.stat().st_size for file in FORMATS[form.format].files(folder, form))
+        for form in forms_there(folder)
+        if FORMATS[form.format].installed
+    }
+    return [*sorted(sizes, key=lambda name: sizes[name]), "student"]
+
+
+def _recommended(file: Path, results: dict[str, Any]) -> str | None:
+    name = results.get("recommended")
+    if results and not isinstance(name, str):
+        raise RunFolderDamaged(file=file, reason="it has no recommended variant")
     return name
+
+
+def _batch(results: dict[str, Any], variant: str) -> int:
+    """Rows at once; one where results say nothing, which is right for every variant."""
+    try:
+        entry = next(entry for entry in results["variants"] if entry["name"] == variant)
+        return max(1, min(int(entry["settings"]["pipeline_batch"]), LARGEST_BATCH))
+    except (LookupError, StopIteration, TypeError, ValueError):
+        return 1
 
 
 def task_of(folder: Path) -> Task:
@@ -88,21 +125,13 @@ def task_of(folder: Path) -> Task:
     raise ModelHasNoTask(folder=folder, architecture=named, known=", ".join(task_names()))
 
 
-def variant_pipeline(folder: Path, task: Task, precision: str | None, threads: int | None = None) -> Any:
-    """The pipeline of one variant: PyTorch, or ONNX Runtime through Optimum when `precision` is given."""
+def variant_pipeline(folder: Path, task: Task, variant: str | None, threads: int | None = None) -> Any:
+    """The pipeline of one variant: an export's own, and PyTorch's where the name is none of an export."""
     tokenizer = load_tokenizer(folder)
-    if precision is None:
+    form = form_of(variant) if variant else None
+    if form is None:
+        from nlp_distill.scores import model_pipeline
+
         return model_pipeline(task, load_model(folder, task.auto_class), tokenizer)
-    ort = load_ort(folder, task.auto_class, precision, threads)
-    from optimum.pipelines import pipeline
-
-    settings = task.pipeline_settings(tokenizer)
-    return pipeline(task.pipeline_task, model=ort, tokenizer=tokenizer, accelerator="ort", **settings)
-
-
-def model_pipeline(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """The task's pipeline around a model in memory, on the model's device."""
-    import transformers
-
-    settings = task.pipeline_settings(tokenizer)
-    return transformers.pipeline(task.pipeline_task, model=model, tokenizer=tokenizer, device=model.device, **settings)
+    entry = FORMATS[form.format]
+    return entry.pipeline(entry.load(folder, task.auto_class, form, threads), task, tokenizer)

@@ -10,23 +10,25 @@ from nlp_distill.cache import obstacle
 from nlp_distill.errors import (
     CacheRefused,
     ConfigInvalid,
+    ExportInvalid,
     ModelUnfit,
     NotYet,
     SignalMissing,
     TokenizerMismatch,
     TokenizerUnfit,
 )
-from nlp_distill.exports.onnx import check_exportable
+from nlp_distill.exports.formats import FORMATS
 from nlp_distill.families import family_of
 from nlp_distill.layers import stack_maps
 from nlp_distill.loading import has_class, has_head, load_config, load_generation, load_tokenizer, shape_of
 from nlp_distill.objective import Objective
-from nlp_distill.recipe import Phase, Recipe
+from nlp_distill.recipe import Phase, Recipe, Student
 from nlp_distill.sources import Source, resolve
 from nlp_distill.student import cut_config, cut_depths, shaped_config
 from nlp_distill.task import Task
 from nlp_distill.teacher import plan
 from nlp_distill.terms import LayerTerm
+from nlp_distill.vocabulary import check_trimmable
 
 
 @dataclass
@@ -58,6 +60,7 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
     if recipe.teacher is not None:
         tries = len(plan(recipe.teacher, source, task, rows))
         _check_head(recipe, task, source, tries)
+    _check_vocabulary(chosen, task, source, first)
     if teacher is None:
         student = first
     elif chosen.cut:
@@ -79,11 +82,18 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
             reason = obstacle(task, teacher, phase.losses, phase.cache)
             if reason:
                 raise CacheRefused(reason=reason)
-    if len({export.format for export in recipe.export}) < len(recipe.export):
-        raise NotYet(what="More than one export in a format", instead="give one entry for each format")
-    if recipe.export:
-        check_exportable(source, task.pipeline_task)
+    check_exports(recipe, task, student)
     return Feasible(tries, teacher, student, copied, supervise)
+
+
+def check_exports(recipe: Recipe, task: Task, student: PretrainedConfig) -> None:
+    """Refuse exports that nobody can make of the student. Raises `ExportInvalid`, `NotExportable`, `MissingExtra`."""
+    seen: set[tuple[str, str]] = set()
+    for entry in recipe.export:
+        if (entry.format, entry.profile) in seen:
+            raise ExportInvalid(reason=f"'{entry.profile}' of {entry.format} is asked for twice; keep one")
+        seen.add((entry.format, entry.profile))
+        FORMATS[entry.format].check(student, task, entry)
 
 
 def check_model(source: Source, task: Task) -> PretrainedConfig:
@@ -109,6 +119,15 @@ def check_model(source: Source, task: Task) -> PretrainedConfig:
     task.collate(tokenizer, config)
     load_generation(source.folder)
     return config
+
+
+def _check_vocabulary(chosen: Student, task: Task, source: Source, config: PretrainedConfig) -> None:
+    """Refuse to trim what must be able to say every word. Raises `NotYet`, `VocabularyUntrimmable`."""
+    if chosen.vocabulary == "keep":
+        return
+    if config.is_encoder_decoder or task.noisy:
+        raise NotYet(what=f"`vocabulary: trim` for {task.name}", instead="leave it out: this student says words")
+    check_trimmable(load_tokenizer(source.folder))
 
 
 def _check_head(recipe: Recipe, task: Task, source: Source, tries: int) -> None:

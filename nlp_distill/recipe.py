@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from nlp_distill.settings import Number, NumberOrNone, Settings, Whole, WholeOrNone
 from nlp_distill.terms import AnyTerm, AttentionTerm, HiddenTerm, LogitsTerm, StackName
 
+Profile = Literal["fast", "small", "mobile", "exact", "dynamic"]
 LayerPolicy = Literal["alternate", "first", "last", "first_last", "distilbert"]
 LayerMap = LayerPolicy | list[Annotated[int, Field(ge=0)]]
 LayerMaps = LayerMap | dict[StackName, LayerMap]
@@ -87,6 +88,10 @@ class Training(Settings):
     keep: Literal["best", "last"] = Field("best", description="Which epoch's weights to keep, by selection score.")
     micro_batch_tokens: Whole = Field(
         4096, ge=1, description="Most tokens, padding counted, in one forward; lower it when memory is short."
+    )
+    lean: bool = Field(
+        True,
+        description="Run the last layer of a classifier for [CLS] alone where no term reads its other tokens: exact.",
     )
     checkpoint_minutes: Number = Field(
         5.0, ge=0, description="Minutes between checkpoints inside an epoch (0: each step)."
@@ -187,6 +192,11 @@ class Student(Settings):
     )
     model: str | None = Field(None, description="Start from this checkpoint instead (an earlier run's `model/` too).")
     config: Shape | None = Field(None, description="Start from random weights in this shape instead.")
+    vocabulary: Literal["keep", "trim"] = Field(
+        "keep",
+        description="`trim`: of the teacher's vocabulary only what the training rows use, and what spells the rest; "
+        "for encoders. See docs/lean.md.",
+    )
 
     @model_validator(mode="after")
     def _one_of(self) -> Student:
@@ -198,6 +208,8 @@ class Student(Settings):
                 "give exactly one of `layers`, `encoder_layers` and `decoder_layers`, `model`, `config` "
                 f"(given: {named or 'none'})"
             )
+        if self.model is not None and self.vocabulary == "trim":
+            raise ValueError("`vocabulary: trim` needs the teacher's tokenizer: give `layers` or `config`, not `model`")
         return self
 
     @property
@@ -252,9 +264,13 @@ class Distill(Settings):
 class Export(Settings):
     """A form of the student to deliver."""
 
-    format: Literal["onnx"] = Field("onnx", description="File format.")
-    profile: Literal["fast", "exact"] = Field(
-        "fast", description="`fast`: int8 weights and activations beside the fp32 file; `exact`: fp32 only."
+    format: Literal["onnx", "ort", "executorch"] = Field(
+        "onnx", description="File format; `ort` (ONNX Runtime Mobile) and `executorch` are for phones."
+    )
+    profile: Profile = Field(
+        "fast",
+        description="`fast`: lowest latency; `small`: fewest bytes; `mobile`: plain operators for phones; "
+        "`exact`: fp32; `dynamic`: int8 whose answers depend on what else is in the batch. See docs/exports.md.",
     )
     target: Literal["auto", "avx512_vnni", "avx2", "arm64"] = Field(
         "auto", description="Instruction set that int8 is made for; `auto`: this machine's."
@@ -278,6 +294,18 @@ class Budget(Settings):
     sequence: WholeOrNone = Field(None, ge=1, description="Tokens; unset: the 90th percentile of the data's lengths.")
 
 
+class Publish(Settings):
+    """Where the results go on the Hugging Face Hub, once they are there. The token is never part of a recipe."""
+
+    repository: str = Field(
+        pattern=r"^\w[\w.-]{0,95}/\w[\w.-]{0,95}$", description="`org/name`; made if it is not there."
+    )
+    private: bool = Field(False, description="Make it private; one that is public already is refused.")
+    revision: str | None = Field(None, description="A branch; made if it is not there. Unset: main.")
+    create_pr: bool = Field(False, description="Open a pull request instead of committing.")
+    collection: str | None = Field(None, description="Slug or title of a collection that it belongs in.")
+
+
 class Recipe(Settings):
     """The whole road from data to a proven student."""
 
@@ -294,6 +322,7 @@ class Recipe(Settings):
     control: bool = Field(False, description="Also train the same student on labels only, as a row of the table.")
     export: list[Export] = Field([Export()], description="Forms to deliver.")
     budget: Budget = Field(Budget(), description="Limits to meet.")
+    publish: Publish | None = Field(None, description="Push the results to the Hub at the end.")
     seed: Whole = Field(0, ge=0, lt=2**31, description="Seed of everything random.")
     max_length: Whole = Field(128, ge=4, le=8192, description="Tokens kept of an input, special tokens counted.")
     precision: Literal["auto", "fp32", "bf16"] = Field(

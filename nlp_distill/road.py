@@ -32,6 +32,7 @@ from nlp_distill.rundir import RunDir
 from nlp_distill.sources import resolve
 from nlp_distill.starts import first_source
 from nlp_distill.task import load_task
+from nlp_distill.vocabulary import Trim, trimmed
 
 PACKAGES = (
     "nlp-distill",
@@ -68,7 +69,7 @@ class Road:
         """The student's tokenizer: its teacher's, unless it is another checkpoint with one of its own."""
         chosen = self.recipe.student.model
         if chosen is None:
-            return self.teacher_tokenizer
+            return self.teacher_tokenizer if self.trim is None else self.trim.tokenizer
         own = load_tokenizer(resolve(chosen).folder, self.recipe.max_length)
         return self.teacher_tokenizer if own.get_vocab() == self.teacher_tokenizer.get_vocab() else own
 
@@ -78,9 +79,34 @@ class Road:
         return load_tokenizer(self.source.folder, self.recipe.max_length)
 
     @cached_property
+    def trim(self) -> Trim | None:
+        """The student's part of its teacher's vocabulary; None where it keeps all."""
+        if self.recipe.student.vocabulary == "keep":
+            return None
+        return trimmed(self.teacher_tokenizer, self._whole_rows.features)
+
+    def tell_vocabulary(self, trim: Trim) -> dict[str, Any]:
+        """Say what the smaller vocabulary does to the reported rows, which nobody learns from."""
+        rows = self.rows(self.slices.evaluation)
+        about = trim.about(self.for_teacher(rows).features, rows.features)
+        message = (
+            f"vocabulary: {about['tokens']:,} of {about['before']:,} tokens are kept; {about['respelled']:.2%} of the "
+            f"tokens of the reported rows are spelled with smaller ones, in {about['rows']:.1%} of them"
+        )
+        self.notify("note", stage="student", message=message, vocabulary=about)
+        return about
+
+    @cached_property
+    def _whole_rows(self) -> Rows:
+        """The rows to learn from as the teacher reads them."""
+        return self.rows(self.slices.train, self.teacher_tokenizer)
+
+    @cached_property
     def train_rows(self) -> Rows:
         """The rows to learn from."""
-        return self.rows(self.slices.train)
+        if self.trim is None:
+            return self.rows(self.slices.train)
+        return Rows(self.trim.ours(self._whole_rows.features), self.slices.train)
 
     @cached_property
     def selection_rows(self) -> Rows:
@@ -113,11 +139,13 @@ class Road:
 
     def for_teacher(self, rows: Rows) -> Rows:
         """The same rows as the teacher reads them."""
+        if self.trim is not None and rows is self.train_rows:
+            return self._whole_rows
         return rows if self.teacher_tokenizer is self.tokenizer else self.rows(rows.raw, self.teacher_tokenizer)
 
     def with_twin(self, rows: Rows, teacher: PretrainedConfig) -> Rows:
         """Rows that also carry the teacher's reading, where its tokenizer is another."""
-        if self.teacher_tokenizer is self.tokenizer:
+        if self.teacher_tokenizer is self.tokenizer or self.trim is not None:
             return rows
         read = self.task.collate(self.teacher_tokenizer, teacher)
         return Rows(rows.features, rows.raw, (self.task.twins(rows.raw, self.tokenizer, self.teacher_tokenizer), read))
@@ -155,6 +183,24 @@ class Road:
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "processes": self.accelerator.num_processes,
         }
+
+    def sign(self) -> None:
+        """Note what the run depends on; say where it goes on with other versions, or on another machine."""
+        manifest, versions, machine = self.rundir.manifest(), self.versions(), self.machine()
+        before = {**manifest.get("versions", versions), **manifest.get("machine", machine)}
+        now = {**versions, **machine, "threads": before["threads"]}
+        changed = ", ".join(
+            f"{name}: {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name]
+        )
+        if changed and manifest.get("stages"):
+            self.notify("warning", message=f"the run goes on elsewhere, where the last bits may differ ({changed})")
+        self.rundir.update_manifest(
+            schema=1,
+            recipe_sha256=self.recipe.sha256(),
+            versions=versions,
+            machine=manifest.get("machine") or machine,
+            determinism="strict" if self.strict else "fast",
+        )
 
 
 def _processor() -> str:

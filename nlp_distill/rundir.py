@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -87,20 +87,27 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Publish a text file atomically."""
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[IO[str]]:
+    """A text file to write into, published when the block ends well, and gone otherwise."""
     with disk_errors(path), place_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+                yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         _fsync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Publish a text file atomically."""
+    with new_file(path) as stream:
+        stream.write(text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -155,6 +162,18 @@ def new_folder(path: Path) -> Iterator[Path]:
             _fsync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def place_files(made: Path, folder: Path) -> None:
+    """Move the files of a scratch folder into `folder`, each of them whole or not at all."""
+    with disk_errors(folder), place_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in sorted(made.iterdir()):
+            temporary = folder / f".{file.name}.{os.getpid()}.tmp"
+            shutil.copyfile(file, temporary)
+            _fsync(temporary)
+            temporary.rename(folder / file.name)
+        _fsync(folder)
 
 
 def _left_over(file: Path) -> bool:
@@ -229,8 +248,8 @@ class RunDir:
             self._lock.release()
 
     def exists(self) -> bool:
-        """Whether this is the folder of a run."""
-        return os.path.isfile(self.recipe)
+        """Whether this is the folder of a run: a published model has a recipe, too, but lies at the top itself."""
+        return os.path.isfile(self.recipe) and not os.path.isfile(self.path / "config.json")
 
     def manifest(self) -> dict[str, Any]:
         """Versions, machine and the stages that are complete; empty before the first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
@@ -13,9 +13,20 @@ from numpy.typing import NDArray
 
 from nlp_distill.task import Task
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
 Array = NDArray[Any]
 RESAMPLES = 1000
 CHUNK_SECONDS = 0.5
+
+
+def model_pipeline(task: Task, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """The task's pipeline around a model in memory, on the model's device."""
+    import transformers
+
+    settings = task.pipeline_settings(tokenizer)
+    return transformers.pipeline(task.pipeline_task, model=model, tokenizer=tokenizer, device=model.device, **settings)
 
 
 def predict(

@@ -11,11 +11,15 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from nlp_distill.errors import HubUnreachable, ModelNotFound, PickleOnly, WeightsChanged
-from nlp_distill.rundir import sha256_file
+from nlp_distill.hub_trouble import reason, status
+from nlp_distill.rundir import RunDir, sha256_file
+from nlp_distill.strict_yaml import front_matter
 from nlp_distill.vetting import check_folder, inside, read_json
 
 
@@ -26,6 +30,7 @@ class PackagedModel:
     name: str
     sha256: str
     extra: str
+    licence: str
 
 
 PACKAGED = {
@@ -33,10 +38,14 @@ PACKAGED = {
         name="sentence-transformers/all-MiniLM-L6-v2",
         sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         extra="quickstart",
+        licence="apache-2.0",
     )
 }
 
 HUB_FILES = [
+    "README.md",
+    "results.json",
+    "student.json",
     "config.json",
     "generation_config.json",
     "*.safetensors",
@@ -54,7 +63,7 @@ HUB_FILES = [
     "spm.model",
     "*.spm",
 ]
-HUB_EXPORTS = [
+HUB_EXPORTS = ["recipe.yaml", "pareto.svg"] + [
     f"onnx/{part}{suffix}.onnx"
     for part in ("model", "encoder_model", "decoder_model", "decoder_model_merged")
     for suffix in ("", "_quantized")
@@ -63,6 +72,7 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".pickle", ".joblib")
 HUB_ID = re.compile(r"(?!.*(\.\.|--))\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 REVISION = re.compile(r"(?!.*(\.\.|//))\w[\w./-]{0,127}", re.ASCII)
+MAX_CARD = 4 << 20
 CONVERSION = (
     "from transformers import AutoTokenizer as T, {kind} as M; "
     "[k.from_pretrained({source}).save_pretrained({target}) for k in (T, M)]"
@@ -72,7 +82,8 @@ CONVERSION = (
 @dataclass(frozen=True)
 class Source:
     """Where a model comes from. `sha256` covers all weight files; `name` is for tables and cards; `untrained`:
-    it must be trained before it can teach.
+    it must be trained before it can teach. `licence` and `base` (the model on the Hub that it is, or was made from)
+    as its card says.
     """
 
     reference: str
@@ -81,6 +92,8 @@ class Source:
     revision: str | None
     sha256: str
     untrained: bool = False
+    licence: str | None = None
+    base: str | None = None
 
     def identity(self) -> dict[str, str]:
         """Hashes of all that decides what the model says: weights, config, tokenizer."""
@@ -101,7 +114,7 @@ def resolve(reference: str, exports: bool = False) -> Source:
         raise ModelNotFound(reference=reference, reason="its name is empty", fix="Give a folder or a Hub id.")
     path = Path(os.path.expanduser(reference))
     if os.path.isdir(path):
-        folder = path / "model" if (path / "recipe.yaml").is_file() else path
+        folder = RunDir(path).model if RunDir(path).exists() else path
         return _checked(reference, folder, path.resolve().name, None)
     parent_exists = "/" in reference and os.path.isdir(path.parent) and str(path.parent) != "."
     if reference.startswith((".", "/", "~")) or parent_exists:
@@ -125,6 +138,8 @@ def _packaged(reference: str) -> Source:
     if not folder.is_relative_to(root) or not folder.is_dir():
         raise ModelNotFound(reference=reference, reason=f"{package} has no folder '{inside}'", fix="Check the path.")
     source = _checked(reference, folder, known.name if known else reference, None)
+    if known:
+        source = replace(source, licence=known.licence, base=known.name)
     if known and source.sha256 != known.sha256:
         raise WeightsChanged(reference=reference, file="model.safetensors", got=source.sha256, expected=known.sha256)
     return source
@@ -151,8 +166,7 @@ def _from_hub(reference: str, exports: bool) -> Source:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from requests import ConnectionError as RequestsConnectionError
-    from requests import Timeout
+    from requests import RequestException
 
     repository, revision = hub_id(reference)
     try:
@@ -167,11 +181,13 @@ def _from_hub(reference: str, exports: bool) -> Source:
             reason="the Hub has no such model or revision, or it is private",
             fix="Check the name, or set HF_TOKEN.",
         ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, RequestsConnectionError, Timeout) as error:
-        raise HubUnreachable(reference=reference, reason=_reason(error)) from error
-    except HfHubHTTPError as error:
-        raise HubUnreachable(reference=reference, reason=_reason(error)) from error
-    return _checked(reference, folder, repository, folder.name)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RequestException) as error:
+        if status(error) in (401, 403):
+            fix = "Run `hf auth login`, or set HF_TOKEN to a token that may read it."
+            raise ModelNotFound(reference=reference, reason="the Hub refuses your token", fix=fix) from error
+        raise HubUnreachable(reference=reference, reason=reason(error)) from error
+    source = _checked(reference, folder, repository, folder.name)
+    return replace(source, base=repository)
 
 
 def _download(reference: str, repository: str, revision: str | None, exports: bool) -> Path:
@@ -203,12 +219,6 @@ def _pickle_only(reference: str, folder: Path, pickles: Iterable[str]) -> Pickle
     return PickleOnly(reference=reference, files=", ".join(pickles), command=f"python -c {shlex.quote(code)}")
 
 
-def _reason(error: Exception) -> str:
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    return "offline mode is on" if HF_HUB_OFFLINE else type(error).__name__
-
-
 def _checked(reference: str, folder: Path, name: str, revision: str | None) -> Source:
     """A source whose folder has a config and safetensors weights, hashed."""
     if not (folder / "config.json").is_file():
@@ -226,4 +236,26 @@ def _checked(reference: str, folder: Path, name: str, revision: str | None) -> S
     check_folder(folder)
     sums = [sha256_file(file) for file in weights]
     sha256 = sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
-    return Source(reference, folder, name, revision, sha256)
+    licence, base = _told(folder)
+    return Source(reference, folder, name, revision, sha256, licence=licence, base=base)
+
+
+def _told(folder: Path) -> tuple[str | None, str | None]:
+    """Licence and base model as a folder's card says them; a card that makes no sense says nothing."""
+    card: object = None
+    file = inside(folder, "README.md")
+    if file is not None and file.stat().st_size <= MAX_CARD:
+        try:
+            card = front_matter(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError):
+            card = None
+    said = card if isinstance(card, dict) else {}
+    licence, base = (_first(said.get(name)) for name in ("license", "base_model"))
+    known = licence is not None and re.fullmatch(r"[\w.+-]{1,64}", licence, re.ASCII)
+    return licence if known else None, base if base is not None and HUB_ID.fullmatch(base) else None
+
+
+def _first(value: object) -> str | None:
+    """A text, or the first of several."""
+    value = value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, str) else None

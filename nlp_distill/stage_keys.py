@@ -25,6 +25,7 @@ UPSTREAM: dict[str, tuple[str, ...]] = {
     "measure": ("export", "control"),
     "results": ("evaluate", "measure"),
     "report": ("results",),
+    "publish": ("report",),
 }
 """The stages in order, each with those whose output it reads."""
 

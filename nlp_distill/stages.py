@@ -1,4 +1,4 @@
-"""The road: data → teacher → student → distill → control → export → evaluate → measure → results → report.
+"""The road: data → teacher → student → distill → control → export → evaluate → measure → results → report → publish.
 
 Each stage publishes its output and says so in the manifest; a stage that is complete is skipped.
 """
@@ -23,13 +23,14 @@ from nlp_distill.objective import Objective
 from nlp_distill.precision import deterministic, probe
 from nlp_distill.prediction import variant_pipeline
 from nlp_distill.preflight import check, supervise_map
+from nlp_distill.publishing import check_publish, publish_stage
 from nlp_distill.recipe import OPERATION, Phase, Recipe
 from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
 from nlp_distill.reports.pages import report_stage
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, read_json, sha256_json, write_json, write_text
 from nlp_distill.scores import predict, raw_lines, read_raw
-from nlp_distill.signals import LiveTeacher, model_inputs
+from nlp_distill.signals import model_inputs
 from nlp_distill.sources import resolve
 from nlp_distill.stage_keys import UPSTREAM, StageKeys
 from nlp_distill.student import Built, cut_student, frozen, shaped_student
@@ -38,6 +39,7 @@ from nlp_distill.teaching import teacher_source
 from nlp_distill.terms import LabelsTerm
 from nlp_distill.trouble import named
 from nlp_distill.variants import evaluate_stage, export_stage, measure_stage, results_stage
+from nlp_distill.vocabulary import trim_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -95,20 +97,27 @@ def run(
     road = Road(recipe, rundir, tell, stop)
     try:
         with deterministic(road.strict):
-            _walk(road, enter(road, redo), until)
+            asked = STAGES[: STAGES.index(until) + 1]
+            keys, proof = enter(road, redo), STAGES.index("publish")
+            _walk(road, keys, asked[:proof])
+            finished = Run(folder)
+            missed = [name for name, limit in finished.results.get("budget", {}).items() if not limit["met"]]
+            if strict and "results" in asked and missed:
+                raise BudgetMissed(missed=", ".join(missed))
+            _walk(road, keys, asked[proof:])
     finally:
         rundir.release()
     road.accelerator.end_training()
-    finished = Run(folder)
-    missed = [name for name, limit in finished.results.get("budget", {}).items() if not limit["met"]]
-    if strict and missed:
-        raise BudgetMissed(missed=", ".join(missed))
     return finished
 
 
-def _walk(road: Road, keys: StageKeys, until: str) -> None:
-    """The stages in order, those that are complete skipped."""
-    for stage in STAGES[: STAGES.index(until) + 1]:
+def _wanted(stage: str, recipe: Recipe) -> bool:
+    return {"control": recipe.control, "publish": recipe.publish is not None}.get(stage, True)
+
+
+def _walk(road: Road, keys: StageKeys, stages: tuple[str, ...]) -> None:
+    """Stages in order, those that are complete skipped."""
+    for stage in stages:
         if road.agreed(keys.complete(stage)):
             if road.main:
                 keys.drop_checkpoints(stage)
@@ -116,7 +125,7 @@ def _walk(road: Road, keys: StageKeys, until: str) -> None:
             continue
         if road.agreed(road.stop()):
             raise Interrupted(step=0, stage=stage)
-        if stage != "control" or road.recipe.control:
+        if _wanted(stage, road.recipe):
             road.notify("stage", stage=stage, state="started")
         start = time.monotonic()
         if road.main:
@@ -146,6 +155,7 @@ def enter(road: Road, redo: bool) -> StageKeys:
     """Refuse before training what cannot work; then make or enter the run folder."""
     recipe, rundir = road.recipe, road.rundir
     found = check(recipe, road.task, road.source, len(road.slices.train))
+    check_publish(road)
     if not rundir.exists():
         road.try_out()
     if road.main:
@@ -156,30 +166,13 @@ def enter(road: Road, redo: bool) -> StageKeys:
     road.accelerator.wait_for_everyone()
     if road.main:
         write_text(rundir.recipe, write_recipe(recipe))
-        _sign(road)
+        road.sign()
     road.accelerator.wait_for_everyone()
     # Sums depend on the number of threads: a resumed run repeats the first one's bits only with as many.
     torch.set_num_threads(rundir.manifest()["machine"]["threads"])
     if recipe.trackers:
         road.accelerator.init_trackers("nlp_distill", config={"recipe_sha256": recipe.sha256()})
     return keys
-
-
-def _sign(road: Road) -> None:
-    """Note what the run depends on; say where it goes on with other versions, or on another machine."""
-    manifest, versions, machine = road.rundir.manifest(), road.versions(), road.machine()
-    before = {**manifest.get("versions", versions), **manifest.get("machine", machine)}
-    now = {**versions, **machine, "threads": before["threads"]}
-    changed = ", ".join(f"{name}: {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name])
-    if changed and manifest.get("stages"):
-        road.notify("warning", message=f"the run goes on elsewhere, where the last bits may differ ({changed})")
-    road.rundir.update_manifest(
-        schema=1,
-        recipe_sha256=road.recipe.sha256(),
-        versions=versions,
-        machine=manifest.get("machine") or machine,
-        determinism="strict" if road.strict else "fast",
-    )
 
 
 def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
@@ -217,6 +210,7 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
         "measure": {"threads": recipe["budget"]["threads"], "sequence": recipe["budget"]["sequence"]},
         "results": {"budget": recipe["budget"]},
         "report": {},
+        "publish": {"publish": recipe["publish"]},
     }
 
 
@@ -249,7 +243,9 @@ def _teacher_stage(road: Road) -> Made:
         road.rundir.checkpoints / "teacher",
         identity=sha256_json([stage_settings(road)[stage] for stage in ("data", "teacher")]),
     )
-    how = {"name": road.source.name, "revision": road.source.revision, **prepared.how}
+    source = road.source
+    lineage = {"licence": source.licence, "base_model": source.base}
+    how = {"name": source.name, "revision": source.revision, **lineage, **prepared.how}
     documents = {"teacher.json": {**how, "task": _task(road)}}
     files = _publish(road, road.rundir.teacher, prepared.model, documents, road.teacher_tokenizer)
     return files, {"how": how}
@@ -287,7 +283,11 @@ def _student_stage(road: Road) -> Made:
         other = resolve(str(student.model))
         model = load_model(other.folder, task.auto_class, seed=recipe.seed, **task.config_settings())
         _configured(road, model)
-        built = Built(model, {"kind": "checkpoint", "name": other.name, "sha256": other.sha256})
+        lineage = {"licence": other.licence, "base_model": other.base}
+        built = Built(model, {"kind": "checkpoint", "name": other.name, "sha256": other.sha256, **lineage})
+    if road.trim is not None:
+        trim_model(built.model, road.trim)
+        built.origin["vocabulary"] = road.tell_vocabulary(road.trim)
     return _publish(
         road, road.rundir.student, built.model, {"student.json": {**built.description(), "task": _task(road)}}
     ), {"origin": built.origin}
@@ -331,11 +331,8 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
         rows = road.train_rows if phase.targets == "data" else _taught_rows(road)
         if theirs is not None and objective.teacher_request:
             rows = road.with_twin(rows, theirs)
-        source = teacher_source(road, phase, objective, rows, student.config, name, key)
         with frozen(student, phase.freeze):
-            if isinstance(source, LiveTeacher) and rows.twin is None:
-                if source.share_encoder(student, objective.student_request):
-                    road.notify("note", message="teacher and student share one pass through the encoder")
+            source = teacher_source(road, phase, objective, rows, student, name, key)
             trained = train(student, objective, source, rows, road.selection_rows, phase, setting, kept, name)
         history.append(trained)
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))
@@ -393,4 +390,5 @@ MAKERS: dict[str, Callable[[Road], Made]] = {
     "measure": measure_stage,
     "results": results_stage,
     "report": report_stage,
+    "publish": publish_stage,
 }

@@ -50,7 +50,7 @@ def first_source(recipe: Recipe, task: Task, rows: Dataset, data_sha256: Any) ->
         folder = cache_folder() / "starts" / sha256_json(described)[:16]
         if not (folder / "config.json").is_file():
             _write_warm(folder, source, seed)
-        return replace(_started(folder), name=f"two of {source.name}")
+        return replace(_started(folder), name=f"two of {source.name}", licence=source.licence, base=source.base)
     return source
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable
 from typing import Any
 
 import yaml
 
 MAX_DEPTH = 20
+FRONT = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---", re.DOTALL)
 OPENS = (
     yaml.BlockMappingStartToken,
     yaml.BlockSequenceStartToken,
@@ -77,3 +79,15 @@ def check_limits(text: str, aliases: bool = False) -> None:
         depth += isinstance(token, OPENS) - isinstance(token, CLOSES)
         if depth > MAX_DEPTH:
             raise _refused(token, f"nested more than {MAX_DEPTH} deep")
+
+
+def front_matter(text: str) -> Any:
+    """What a card (README.md) says of itself between its first two `---`; None where it says nothing.
+
+    Strangers write cards: aliases are read, within limits. Raises `yaml.YAMLError`, `ValueError`, `RecursionError`.
+    """
+    front = FRONT.match(text)
+    if front is None:
+        return None
+    check_limits(front.group(1), aliases=True)
+    return yaml.safe_load(front.group(1))

@@ -73,6 +73,8 @@ class Task(ABC):
     any_tokenizer: ClassVar[bool] = False
     """Whether logits can be learnt from a teacher that reads with another tokenizer: they are of whole rows, or
     `twins` and `align` say which of its tokens stands for which."""
+    reads_first: ClassVar[bool] = False
+    """Whether an encoder's answer is made of its first token ([CLS]) alone."""
     needs_head: ClassVar[bool] = True
     """Whether a teacher without a head for the task has nothing to teach."""
     warm_start: ClassVar[bool] = False
@@ -192,11 +194,28 @@ class Task(ABC):
         """Arguments that the task's pipeline is made with; inputs are cut at the model's limit."""
         return {"truncation": True, "max_length": tokenizer.model_max_length}
 
-    def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
-        """The pipeline's answer to what a user typed. Raises `InputInvalid`, `PairNeeded`, `PairUnused`."""
+    def asked(self, text: str, text_pair: str | None) -> Any:
+        """What the pipeline is given for what a user typed. Raises `InputInvalid`, `PairNeeded`, `PairUnused`."""
         if text_pair is not None and "text_pair" not in self.roles:
             raise PairUnused(task=self.name)
-        return pipe(text if text_pair is None else {"text": text, "text_pair": text_pair})
+        return text if text_pair is None else {"text": text, "text_pair": text_pair}
+
+    def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
+        """The pipeline's answer to what a user typed. Raises what `asked` raises."""
+        return pipe(self.asked(text, text_pair))
+
+    def ask_all(self, pipe: Any, rows: list[tuple[str, str | None]], batch_size: int) -> list[Any]:
+        """As `ask`, for several at once."""
+        if len(rows) == 1:
+            return [self.ask(pipe, *rows[0])]
+        inputs = [self.asked(*row) for row in rows]
+        answers = pipe(inputs, batch_size=batch_size)
+        # Of one text a pipeline gives a list; among several it may leave that out.
+        lists = (
+            isinstance(given, str) and not isinstance(answer, list)
+            for given, answer in zip(inputs, answers, strict=True)
+        )
+        return [[answer] if alone else answer for alone, answer in zip(lists, answers, strict=True)]
 
     def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
         """The pipeline's answers to some inputs, one each, with all that scoring needs."""

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nlp_distill.exports.onnx import export_fp32, quantize_int8
-from nlp_distill.exports.parity import answer_changes, logit_difference, require_parity
-from nlp_distill.loading import load_model, load_ort, onnx_files
+from nlp_distill.exports.format import Form, Work
+from nlp_distill.exports.formats import FORMATS, forms_there
+from nlp_distill.exports.gate import Gate
+from nlp_distill.loading import load_model
 from nlp_distill.measuring import Measured, files_to_run, measure
 from nlp_distill.prediction import variant_pipeline
 from nlp_distill.recipe import Export
+from nlp_distill.reports.card import write_card
 from nlp_distill.reports.results import build_results
 from nlp_distill.road import Road
 from nlp_distill.rundir import new_folder, sha256_file, write_json, write_text
@@ -29,22 +31,26 @@ UNKNOWN = tuple("n score score_ci95 retained drop drop_ci95 agreement flips para
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of a model in this run. `onnx`: precision of its ONNX files; `batch`: rows in a call when scored."""
+    """One form of a model in this run. `form`: of an export; None where PyTorch runs it."""
 
     name: str
     folder: Path
-    onnx: str | None = None
-    batch: int = BATCH
+    form: Form | None = None
 
     @property
     def runtime(self) -> str:
         """The engine."""
-        return "onnxruntime" if self.onnx else "pytorch"
+        return FORMATS[self.form.format].runtime if self.form else "pytorch"
 
     @property
     def precision(self) -> str:
         """Type of the weights."""
-        return self.onnx or "fp32"
+        return self.form.precision if self.form else "fp32"
+
+    @property
+    def batch(self) -> int:
+        """Rows in a call when it is scored."""
+        return self.form.batch if self.form else BATCH
 
 
 def variants(road: Road) -> list[Variant]:
@@ -55,25 +61,13 @@ def variants(road: Road) -> list[Variant]:
     if road.recipe.control:
         found.append(Variant("control", run.control))
     found.append(Variant("student", run.model))
-    if onnx_files(run.model, "fp32"):
-        found.append(onnx_fp32(run.model))
-    if onnx_files(run.model, "int8"):
-        found.append(onnx_int8(run.model))
-    return found
-
-
-def onnx_fp32(model: Path) -> Variant:
-    """The student as fp32 ONNX."""
-    return Variant("student-onnx-fp32", model, "fp32")
-
-
-def onnx_int8(model: Path) -> Variant:
-    """The student as int8 ONNX. Dynamic int8 scales activations over the whole batch: one row, as a user asks."""
-    return Variant("student-onnx-int8", model, "int8", batch=1)
+    # The exact form of a format first: the others are judged against it.
+    forms = sorted(forms_there(run.model), key=lambda form: (list(FORMATS).index(form.format), not form.exact))
+    return found + [Variant(form.variant, run.model, form) for form in forms]
 
 
 def _outputs(road: Road, variant: Variant, rows: Any, stage: str) -> Array:
-    pipe = variant_pipeline(variant.folder, road.task, variant.onnx)
+    pipe = variant_pipeline(variant.folder, road.task, variant.name)
 
     def progress(done: int, total: int) -> None:
         road.notify("progress", stage=f"{stage}: {variant.name}", step=done, steps=total)
@@ -85,51 +79,40 @@ Made = tuple[list[str], dict[str, Any]]
 
 
 def export_stage(road: Road) -> Made:
-    """Export, check fp32 against PyTorch and int8 against fp32 on the selection rows; refuse what fails."""
+    """Make each form that the recipe asks for, prove it on the selection rows, refuse what fails."""
     if not road.main:
         return [], {"exports": []}
-    onnx = road.rundir.model / "onnx"
-    shutil.rmtree(onnx, ignore_errors=True)
-    made = []
+    model = road.rundir.model
+    folders = {model / entry.folder for entry in FORMATS.values()}
+
+    def clear() -> None:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    clear()
     try:
-        made = [_export_onnx(road, settings) for settings in road.recipe.export]
-    finally:
-        if len(made) < len(road.recipe.export):
-            # Nothing unproven stays in the deliverable.
-            shutil.rmtree(onnx, ignore_errors=True)
-    files = sorted(onnx.iterdir()) if made else []
-    return [str(file.relative_to(road.rundir.path)) for file in files], {"exports": made}
+        reports = _exported(road)
+    except BaseException:
+        # Nothing unproven stays in the deliverable.
+        clear()
+        raise
+    files = sorted(file for folder in folders if folder.is_dir() for file in folder.iterdir())
+    return [str(file.relative_to(road.rundir.path)) for file in files], {"exports": reports}
 
 
-def _export_onnx(road: Road, settings: Export) -> dict[str, Any]:
-    task, model, rows = road.task, road.rundir.model, road.slices.selection
-    road.notify("note", message="writing ONNX")
-    report: dict[str, Any] = {"format": "onnx", "profile": settings.profile, "status": "passed"}
-    with new_folder(model / "onnx") as folder:
-        export_fp32(model, task.pipeline_task, folder)
-        if settings.profile == "fast":
-            report |= quantize_int8(model, folder, settings)
-    torch_raw = _outputs(road, Variant("student", model), rows, "checking")
-    fp32_raw = _outputs(road, onnx_fp32(model), rows, "checking")
-    with_onnx = load_ort(model, task.auto_class, "fp32")
-    found = logit_difference(task, road.tokenizer, load_model(model, task.auto_class), with_onnx, road.selection_rows)
-    report["parity"] = {**answer_changes(task, torch_raw, fp32_raw), **found}
-    require_parity("student-onnx-fp32", report["parity"])
-    if settings.profile == "fast":
-        int8_raw = _outputs(road, onnx_int8(model), rows, "checking")
-        metric = task.primary_metric
-        drop = task.score(fp32_raw, rows)[metric] - task.score(int8_raw, rows)[metric]
-        report["int8"] = {**answer_changes(task, fp32_raw, int8_raw), "drop_on_selection": round(drop, 2)}
-        if not drop <= settings.score_drop:  # NaN is refused too
-            report["status"] = "refused"
-            for name in onnx_files(model, "int8").values():
-                (model / "onnx" / name).unlink()
-            road.notify(
-                "warning",
-                stage="export",
-                message=f"int8 lost {drop:.2f} points on the selection rows (allowed {settings.score_drop}): refused",
-            )
-    return report
+def _exported(road: Road) -> list[dict[str, Any]]:
+    if not road.recipe.export:
+        return []
+    work = Work(road.rundir.model, road.task, road.tokenizer, road.selection_rows, road.notify)
+    gate = Gate(work, _outputs(road, Variant("student", work.model), work.rows.raw, "checking"))
+    asked: dict[str, list[Export]] = {}
+    for settings in road.recipe.export:
+        asked.setdefault(settings.format, []).append(settings)
+    return [
+        gate.prove(FORMATS[name], form, settings)
+        for name, entries in asked.items()
+        for form, settings in FORMATS[name].wanted(entries)
+    ]
 
 
 def evaluate_stage(road: Road) -> Made:
@@ -160,14 +143,14 @@ def measure_stage(road: Road) -> Made:
     real = road.recipe.budget.sequence or int(np.percentile([len(ids) for ids in features["input_ids"]], 90))
     limit = road.tokenizer.model_max_length
     sequences = sorted({min(length, limit) for length in (real, 32, 128)})
-    chosen = [Measured(v.name, str(v.folder), road.task.auto_class, v.onnx, new_tokens) for v in variants(road)]
+    chosen = [Measured(v.name, str(v.folder), road.task.auto_class, v.name, new_tokens) for v in variants(road)]
 
     def progress(done: int, total: int) -> None:
         road.notify("progress", stage="measuring", step=done, steps=total)
 
     measured = measure(chosen, sequences, road.recipe.budget.threads, progress)
     for variant in variants(road):
-        files = files_to_run(variant.folder, variant.onnx)
+        files = files_to_run(variant.folder, variant.name)
         measured[variant.name]["bytes"] = sum(file.stat().st_size for file in files)
     return [], {
         "real_sequence": min(real, limit),
@@ -190,7 +173,8 @@ def results_stage(road: Road) -> Made:
     results = build_results(road, entries, records)
     write_json(road.rundir.results, results)
     road.rundir.update_manifest(results_sha256=sha256_file(road.rundir.results))
-    return ["results.json"], {"recommended": results["recommended"]}
+    pictures = write_card(road.rundir, results, road.task, road.tokenizer)
+    return ["results.json", *pictures], {"recommended": results["recommended"]}
 
 
 def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, records: dict[str, Any]) -> dict[str, Any]:
@@ -200,12 +184,11 @@ def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, reco
     measured = records["measure"]["measured"][variant.name]
     entry: dict[str, Any] = {
         "name": variant.name,
-        "path": str(variant.folder.relative_to(road.rundir.path))
-        + (f"/onnx/{next(iter(onnx_files(variant.folder, variant.onnx).values()))}" if variant.onnx else ""),
+        "path": str(_place(variant).relative_to(road.rundir.path)),
         "runtime": variant.runtime,
         "precision": variant.precision,
         "settings": {"pipeline_batch": variant.batch, **_export_settings(variant, records)},
-        "status": "passed",
+        "status": _report(variant.name, records)["status"] if variant.form else "passed",
         "n": len(raw),
         "score": score,
         "score_ci95": interval(task, raw, rows, seed),
@@ -223,8 +206,8 @@ def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, reco
         entry["drop"] = round(theirs - score[metric], 2)
         entry["drop_ci95"] = paired_interval(task, raws["teacher"], raw, rows, seed)
         entry["agreement"] = _rounded(agreement(task, raw, raws["teacher"]))
-    if variant.onnx:
-        source = raws["student-onnx-fp32" if variant.precision == "int8" else "student"]
+    if variant.form:
+        source = raws[_source(variant.form)]
         same = agreement(task, raw, source)
         entry["flips"] = None if same is None else round(1 - same, 4)
     if variant.name == "student" and "control" in raws:
@@ -233,21 +216,34 @@ def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, reco
     return entry
 
 
+def _place(variant: Variant) -> Path:
+    if variant.form is None:
+        return variant.folder
+    return FORMATS[variant.form.format].files(variant.folder, variant.form)[0]
+
+
+def _source(form: Form) -> str:
+    """The variant whose answers an export should have."""
+    source = FORMATS[form.format].source
+    return FORMATS[form.format].form(source).variant if source and not form.exact else "student"
+
+
+def _report(name: str, records: dict[str, Any]) -> dict[str, Any]:
+    report: dict[str, Any] = next(r for r in records["export"]["exports"] if r["variant"] == name)
+    return report
+
+
 def _export_settings(variant: Variant, records: dict[str, Any]) -> dict[str, Any]:
-    """How an exported file was made; a number is the user's only under the same settings."""
-    if not variant.onnx:
+    """How an exported file was made and is loaded; a number is the user's only under the same settings."""
+    if variant.form is None:
         return {}
-    report: dict[str, Any] = records["export"]["exports"][0]
-    files = onnx_files(variant.folder, variant.onnx)
-    settings = {**files, "subfolder": "onnx", "provider": "CPUExecutionProvider"}
-    if variant.precision == "int8":
-        return {
-            **settings,
-            "quantization": report["quantization"],
-            "target": report["target"],
-            "gate": report["int8"],
-        }
-    return {**settings, "parity": report["parity"]}
+    loading = FORMATS[variant.form.format].settings(variant.folder, variant.form)
+    return {**loading, **_made_as(_report(variant.name, records))}
+
+
+def _made_as(report: dict[str, Any]) -> dict[str, Any]:
+    """What a report says beyond what its entry in the results says already."""
+    return {name: value for name, value in report.items() if name not in ("format", "variant", "status")}
 
 
 def _refused(records: dict[str, Any]) -> list[dict[str, Any]]:
@@ -255,15 +251,11 @@ def _refused(records: dict[str, Any]) -> list[dict[str, Any]]:
     reports = [report for report in records["export"]["exports"] if report["status"] == "refused"]
     return [
         {
-            "name": "student-onnx-int8",
+            "name": report["variant"],
             "path": None,
-            "runtime": "onnxruntime",
-            "precision": "int8",
-            "settings": {
-                "quantization": report["quantization"],
-                "target": report["target"],
-                "gate": report["int8"],
-            },
+            "runtime": FORMATS[report["format"]].runtime,
+            "precision": FORMATS[report["format"]].form(report["profile"]).precision,
+            "settings": _made_as(report),
             "status": "refused",
             **dict.fromkeys(UNKNOWN),
             "latency_ms": [],

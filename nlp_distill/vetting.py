@@ -155,7 +155,8 @@ def _check_sizes(folder: Path, name: str, value: Any) -> None:
         _check_sizes(folder, name, child)
 
 
-def _tokenizer_settings(folder: Path, name: str) -> dict[str, Any]:
+def tokenizer_settings(folder: Path, name: str) -> dict[str, Any]:
+    """What is kept of a tokenizer's JSON file of settings. Raises `ModelNotFound`, `ModelUnsafe`."""
     read = {k: v for k, v in scrub(read_json(folder, name)).items() if k in TOKENIZER_KEYS or k.endswith("_token")}
     _check_sizes(folder, name, read)
     check_tokenizer_class(folder, read.get("tokenizer_class"))
@@ -289,7 +290,7 @@ def clean_copy(folder: Path, weights: bool = False, tokenizer: bool = False) -> 
     if tokenizer:
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
             if inside(folder, name):
-                written[name] = _tokenizer_settings(folder, name)
+                written[name] = tokenizer_settings(folder, name)
         check_tokenizer_class(folder, written["config.json"].get("tokenizer_class"))
         linked += [name for name in TOKENIZER_DATA if _checked_data(folder, name)]
     with tempfile.TemporaryDirectory(prefix="nlp-distill-") as scratch:

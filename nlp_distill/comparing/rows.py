@@ -14,7 +14,7 @@ from nlp_distill.comparing.subjects import Subject
 from nlp_distill.data import Slices, slices
 from nlp_distill.errors import DataError, HubUnreachable, LabelMismatch, ModelHasNoTask, NotMeasurable
 from nlp_distill.loading import load_config, load_tokenizer
-from nlp_distill.prediction import find_variant, task_of
+from nlp_distill.prediction import choose, task_of
 from nlp_distill.recipe import Data
 from nlp_distill.recipe_file import load_recipe
 from nlp_distill.scores import agreement, interval, paired_interval, predict
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REAL = "real"
-BATCH = 16
 QUANTILES = np.linspace(0.03, 0.97, 16)
 GROUPS = 8
 
@@ -68,7 +67,7 @@ def known_rows(reference: str, run: Path | None, data: str | None, task: str | N
 
 def _task_name(reference: str) -> str:
     try:
-        return task_of(find_variant(reference)[1]).name
+        return task_of(choose(reference).folder).name
     except ModelHasNoTask as error:
         raise NotMeasurable(
             reference=reference, reason="nothing says what the data are for", fix="Say it with --task."
@@ -158,5 +157,4 @@ def _answers(subject: Subject, task: Task, rows: Dataset, notify: Callable[..., 
     def progress(done: int, total: int) -> None:
         notify("progress", stage=f"scoring: {subject.name}", step=done, steps=total)
 
-    # The answers of a quantized graph may depend on the rest of the batch; a user asks one row at a time.
-    return predict(pipe, task, rows, 1 if subject.onnx else BATCH, progress)
+    return predict(pipe, task, rows, subject.batch, progress)

@@ -1,137 +1,84 @@
-"""ONNX through Optimum: fp32 beside dynamic int8, in the layout that Optimum and transformers.js both load."""
+"""ONNX, run by ONNX Runtime through Optimum, in the layout that Optimum and transformers.js both load."""
 
 from __future__ import annotations
 
-import logging
-import platform
-import shutil
-import tempfile
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from nlp_distill.errors import MissingExtra, NotExportable
-from nlp_distill.loading import load_config
-from nlp_distill.recipe import Export
-from nlp_distill.sources import Source
-from nlp_distill.vetting import clean_copy
+from nlp_distill.errors import MissingExtra
+from nlp_distill.exports.format import Attempt, Form, Format, Work
+from nlp_distill.loading import load_ort, onnx_files
 
-WITHOUT_PAST = ("encoder-decoder",)
-"""Types whose decoder Optimum exports wrongly, or not at all, with its past."""
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from nlp_distill.recipe import Export, Profile
+    from nlp_distill.task import Task
 
 
-def export_task(model_type: str, pipeline_task: str) -> str:
-    """Optimum's name of the export: with the decoder's past wherever Optimum can. Raises `NotExportable`."""
-    import optimum.exporters.onnx.model_configs  # noqa: F401  registers what can be exported
-    from optimum.exporters.tasks import TasksManager
+class Onnx(Format):
+    """ONNX files; the suffixes are what transformers.js calls q4, q8, uint8 and int8."""
 
-    try:
-        tasks = TasksManager.get_supported_tasks_for_model_type(model_type, "onnx", library_name="transformers")
-    except KeyError as error:
-        raise NotExportable(
-            model_type=model_type, task=pipeline_task, format="ONNX", reason="the type is unknown to Optimum"
-        ) from error
-    past = f"{pipeline_task}-with-past"
-    if past in tasks and model_type not in WITHOUT_PAST:
-        return past
-    if pipeline_task not in tasks:
-        raise NotExportable(
-            model_type=model_type,
-            task=pipeline_task,
-            format="ONNX",
-            reason=f"Optimum exports {', '.join(tasks)}",
+    name = "onnx"
+    title = "ONNX"
+    folder = "onnx"
+    runtime = "onnxruntime"
+    module = "onnxruntime"
+    extra = "onnx"
+    forms: ClassVar[tuple[Form, ...]] = (
+        Form("onnx", "fast", "student-onnx-int8", "int8", "_quantized", batch=1),
+        Form("onnx", "dynamic", "student-onnx-dynamic", "int8", "_int8", batch=1),
+        Form("onnx", "exact", "student-onnx-fp32", "fp32"),
+    )
+    source: ClassVar[Profile | None] = "exact"
+
+    def check(self, config: PretrainedConfig, task: Task, settings: Export) -> None:
+        """Optimum's word on the type and the task."""
+        try:
+            import onnxruntime  # noqa: F401
+            from optimum.exporters.tasks import TasksManager  # noqa: F401
+        except ImportError as error:
+            raise MissingExtra(what="Export to ONNX", extra="onnx") from error
+        from nlp_distill.exports.onnx_files import export_task
+
+        self.form(settings.profile)
+        export_task(config.model_type, task.pipeline_task)
+
+    def attempts(self, work: Work, form: Form, settings: Export) -> Iterator[Attempt]:
+        """Fp32 as it is; int8 from the fp32 files."""
+        from nlp_distill.exports.onnx_files import dynamic_int8, export_fp32, instruction_set
+
+        if form.exact:
+            yield Attempt({}, lambda folder: export_fp32(work.model, work.task.pipeline_task, folder))
+            return
+        target = instruction_set(settings)
+        sources = self.files(work.model, self.form("exact"))
+        yield Attempt(
+            {"quantization": "dynamic int8, weights per channel", "target": target},
+            lambda folder: dynamic_int8(work.model, sources, folder, form.suffix, target),
         )
-    return pipeline_task
 
+    def files(self, model: Path, form: Form) -> list[Path]:
+        """The graphs, and the weights beyond 2 GB beside them (`model.onnx_data`)."""
+        names = onnx_files(model, form.suffix).values()
+        return [file for name in names for file in sorted((model / self.folder).glob(f"{name}*"))]
 
-def check_exportable(source: Source, pipeline_task: str) -> None:
-    """Refuse before training what could not be exported after. Raises `MissingExtra`, `NotExportable`."""
-    try:
-        import onnxruntime  # noqa: F401
-        from optimum.exporters.tasks import TasksManager  # noqa: F401
-    except ImportError as error:
-        raise MissingExtra(what="Export to ONNX", extra="onnx") from error
-    export_task(load_config(source.folder).model_type, pipeline_task)
+    def settings(self, model: Path, form: Form) -> dict[str, Any]:
+        """Arguments of an Optimum ORTModelFor….from_pretrained."""
+        return {
+            **onnx_files(model, form.suffix),
+            "subfolder": self.folder,
+            "provider": "CPUExecutionProvider",
+        }
 
+    def load(self, model: Path, auto_class: str, form: Form, threads: int | None = None) -> Any:
+        """An Optimum ORTModelFor…."""
+        return load_ort(model, auto_class, form.suffix, threads)
 
-def instruction_set(settings: Export) -> str:
-    """What int8 is made for: the setting, or what this machine has."""
-    if settings.target != "auto":
-        return settings.target
-    if platform.machine().lower() in ("arm64", "aarch64"):
-        return "arm64"
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        flags = ""
-    return "avx512_vnni" if "avx512_vnni" in flags else "avx2"
+    def pipeline(self, model: Any, task: Task, tokenizer: Any) -> Any:
+        """Optimum's pipeline."""
+        from optimum.pipelines import pipeline
 
-
-def export_fp32(model: Path, pipeline_task: str, folder: Path) -> None:
-    """Write the ONNX files of a model folder into `folder`: `model.onnx`, or an encoder and a decoder."""
-    from optimum.exporters.onnx import main_export
-
-    task = export_task(load_config(model).model_type, pipeline_task)
-    with clean_copy(model, weights=True, tokenizer=True) as clean, tempfile.TemporaryDirectory() as scratch, _quiet():
-        main_export(str(clean), output=scratch, task=task, do_validation=False, local_files_only=True)
-        written = {file.name for file in Path(scratch).glob("*.onnx*")}
-        if "decoder_model_merged.onnx" in written:
-            # The merged decoder holds both of the others.
-            written -= {"decoder_model.onnx", "decoder_with_past_model.onnx"}
-            _name_in_order(Path(scratch) / "decoder_model_merged.onnx")
-        for name in written:
-            shutil.copyfile(Path(scratch) / name, folder / name)
-
-
-def _name_in_order(file: Path) -> None:
-    """Give shared weights names by their place: Optimum picks one of two from a set, another in each process."""
-    import onnx
-
-    model = onnx.load(file, load_external_data=False)
-    names = {tensor.name: f"shared_{number}" for number, tensor in enumerate(model.graph.initializer)}
-    for tensor in model.graph.initializer:
-        tensor.name = names[tensor.name]
-    graphs = [model.graph]
-    for graph in graphs:
-        for node in graph.node:
-            node.input[:] = [names.get(name, name) for name in node.input]
-            graphs += [part.g for part in node.attribute if part.type == onnx.AttributeProto.GRAPH]
-    onnx.save(model, file)
-
-
-def quantize_int8(model: Path, folder: Path, settings: Export) -> dict[str, Any]:
-    """Write `NAME_quantized.onnx` beside each `folder/NAME.onnx`: dynamic int8, weights per channel; its settings.
-
-    `model`: the folder with the config.
-    """
-    from optimum.onnxruntime import ORTQuantizer
-    from optimum.onnxruntime.configuration import AutoQuantizationConfig
-
-    target = instruction_set(settings)
-    config = getattr(AutoQuantizationConfig, target)(is_static=False, per_channel=True)
-    for file in sorted(folder.glob("*.onnx")):
-        with tempfile.TemporaryDirectory() as scratch, _quiet():
-            quantizer = ORTQuantizer(file, config=load_config(model))
-            quantizer.quantize(save_dir=scratch, quantization_config=config, file_suffix="quantized")
-            for made in Path(scratch).glob("*.onnx*"):
-                shutil.copyfile(made, folder / made.name)
-    return {"quantization": "dynamic int8, weights per channel", "target": target}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters print and warn about what we check ourselves, by parity on real rows."""
-    loggers = [logging.getLogger(name) for name in ("optimum", "onnxruntime", "root", "torch.onnx")]
-    before = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+        settings = task.pipeline_settings(tokenizer)
+        return pipeline(task.pipeline_task, model=model, tokenizer=tokenizer, accelerator="ort", **settings)

@@ -37,6 +37,7 @@ def build_results(road: Any, variants: list[dict[str, Any]], records: dict[str, 
         "teacher": records["teacher"]["how"],
         "student": records["student"]["origin"],
         "training": {name: records[name]["trained"] for name in ("distill", "control")},
+        "inputs": [*example] if isinstance(example := task.example_inputs()[0], dict) else ["text"],
         "real_sequence": real,
         "new_tokens": records["measure"]["new_tokens"],
         "recommended": recommended["name"],
@@ -48,7 +49,7 @@ def build_results(road: Any, variants: list[dict[str, Any]], records: dict[str, 
 
 def recommend(variants: list[dict[str, Any]], metric: str, budget: Budget, real: int) -> dict[str, Any]:
     """The smallest student that meets every limit; where none does, the smallest that passed."""
-    students = [v for v in variants if v["name"].startswith("student") and v["status"] == "passed"]
+    students = [v for v in variants if v["name"].startswith("student") and v["status"] in ("passed", "repaired")]
     good = [v for v in students if all(limit["met"] for limit in budget_report(v, metric, budget, real).values())]
     return min(good or students, key=lambda variant: variant["bytes"])
 

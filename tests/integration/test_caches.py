@@ -1,7 +1,9 @@
 """Runs whose teacher is read from disk: every task, and what goes wrong with disks and processes."""
 
 import json
+import os
 import random
+import time
 
 import pytest
 from safetensors.numpy import load_file
@@ -118,6 +120,18 @@ def test_a_cache_cut_short_is_made_again(tiny_recipe, tmp_path):
     assert "the teacher's signals take" in told[-1]
     assert {file.name: file.read_bytes() for file in kept.folder.glob("*.bin")} == before
     assert equal(weights(one), weights(two))
+
+
+def test_a_new_cache_takes_the_place_of_forgotten_ones(tiny_recipe, tmp_path):
+    recipe = tiny_recipe()
+    distilled(recipe, tmp_path / "one", "distill.cache=fp32")
+    (forgotten,) = shelf.shelved()
+    long_ago = time.time() - 31 * 86_400
+    os.utime(forgotten.folder / shelf.MANIFEST, (long_ago, long_ago))
+    _, told = distilled(recipe, tmp_path / "two", "distill.cache=bf16")
+    assert not forgotten.folder.exists()
+    assert any(forgotten.folder.name in line for line in told)
+    assert len(shelf.shelved()) == 1
 
 
 def test_what_does_not_fit_is_refused_or_run_live(tiny_recipe, tmp_path, monkeypatch):

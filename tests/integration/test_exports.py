@@ -132,28 +132,27 @@ def test_a_bad_int8_file_is_refused_not_delivered(finished, monkeypatch, tmp_pat
     """Weights are spoilt after quantisation: the gate on the selection rows must notice."""
     import shutil
 
-    from nlp_distill import variants
-    from nlp_distill.exports import onnx as exporter
+    from nlp_distill.exports import onnx_files as exporter
 
     folder = tmp_path / "spoilt"
     shutil.copytree(finished.path, folder)
-    honest = exporter.quantize_int8
+    honest = exporter.dynamic_int8
 
-    def spoilt(model, out, settings):
-        report = honest(model, out, settings)
-        proto = onnx.load(out / "model_quantized.onnx")
+    def spoilt(model, sources, out, suffix, target):
+        honest(model, sources, out, suffix, target)
+        (file,) = out.glob("*.onnx")
+        proto = onnx.load(file)
         for weight in proto.graph.initializer:
             if "classifier" in weight.name or weight.data_type == onnx.TensorProto.INT8:
                 array = onnx.numpy_helper.to_array(weight)
                 weight.CopyFrom(onnx.numpy_helper.from_array(-array, weight.name))
-        onnx.save(proto, out / "model_quantized.onnx")
-        return report
+        onnx.save(proto, file)
 
-    monkeypatch.setattr(variants, "quantize_int8", spoilt)
-    run = nlp_distill.run(folder, "export=[{format: onnx, score_drop: 1.0}]", redo=True)
-    assert not (folder / "model" / "onnx" / "model_quantized.onnx").exists()
+    monkeypatch.setattr(exporter, "dynamic_int8", spoilt)
+    run = nlp_distill.run(folder, "export=[{format: onnx, profile: dynamic, score_drop: 1.0}]", redo=True)
+    assert [file.name for file in (folder / "model" / "onnx").iterdir()] == ["model.onnx"]
     entry = run.results["variants"][-1]
-    assert (entry["name"], entry["status"], entry["path"]) == ("student-onnx-int8", "refused", None)
+    assert (entry["name"], entry["status"], entry["path"]) == ("student-onnx-dynamic", "refused", None)
     assert run.results["recommended"] in ("student", "student-onnx-fp32")
 
 
@@ -173,7 +172,7 @@ def test_a_worker_that_dies_is_named(tmp_path):
 
 
 def test_size_counts_what_is_needed_to_run(finished):
-    names = {path.name for path in files_to_run(finished.path / "model", "int8")}
+    names = {path.name for path in files_to_run(finished.path / "model", "student-onnx-int8")}
     assert {"model_quantized.onnx", "config.json", "tokenizer.json"} <= names
     assert "model.safetensors" not in names and "model.onnx" not in names
     assert Export().profile == "fast"

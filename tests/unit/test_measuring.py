@@ -10,7 +10,7 @@ import pytest
 
 from nlp_distill import measuring
 from nlp_distill.errors import RunFailed
-from nlp_distill.exports.onnx import export_fp32
+from nlp_distill.exports.onnx_files import export_fp32
 from nlp_distill.measuring import Measured, Worker, files_to_run, measure
 from nlp_distill.testing import save_tiny
 
@@ -34,7 +34,7 @@ def short(monkeypatch):
 def test_every_variant_is_timed_at_every_length(model, short):
     variants = [
         Measured("student", str(model), CLASSIFIER, None),
-        Measured("student-onnx-fp32", str(model), CLASSIFIER, "fp32"),
+        Measured("student-onnx-fp32", str(model), CLASSIFIER, "student-onnx-fp32"),
     ]
     seen = []
     found = measure(variants, [8, 32], 1, lambda done, total: seen.append((done, total)))
@@ -110,7 +110,7 @@ def test_what_libraries_print_is_no_answer(model):
         "loading.load_model = loud\n"
         "runpy.run_module('nlp_distill.measuring', run_name='__main__')\n"
     )
-    described = {"name": "m", "folder": str(model), "auto_class": CLASSIFIER, "onnx": None, "threads": 1}
+    described = {"name": "m", "folder": str(model), "auto_class": CLASSIFIER, "variant": None, "threads": 1}
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(described)],
         input='{"sequence": 8, "warm_up": 0, "runs": 2}\n',
@@ -129,7 +129,7 @@ def test_the_worker_answers_what_it_is_asked(model):
     import torch
 
     threads = torch.get_num_threads()
-    measuring._serve(Measured("m", str(model), CLASSIFIER, "fp32"), threads, asked, answers)
+    measuring._serve(Measured("m", str(model), CLASSIFIER, "student-onnx-fp32"), threads, asked, answers)
     ready, timed, memory = map(json.loads, answers.getvalue().splitlines())
     assert ready["load_s"] > 0 and len(timed["ms"]) == 4 and memory["peak_memory_mb"] > 1
 
@@ -142,7 +142,7 @@ def test_the_median_and_the_90th_percentile():
 def test_the_files_that_a_variant_needs(model, tmp_path):
     stock = {"config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
     assert {file.name for file in files_to_run(model, None)} == {"model.safetensors", *stock}
-    assert {file.name for file in files_to_run(model, "fp32")} == {"model.onnx", *stock}
+    assert {file.name for file in files_to_run(model, "student-onnx-fp32")} == {"model.onnx", *stock}
 
 
 def test_weights_in_parts_count_whole(tmp_path):
@@ -152,5 +152,5 @@ def test_weights_in_parts_count_whole(tmp_path):
     for name in [*names, *(f"onnx/{export}" for export in exports)]:
         (tmp_path / name).write_text("x")
     assert [file.name for file in files_to_run(tmp_path, None)] == names
-    assert [file.name for file in files_to_run(tmp_path, "fp32")] == exports[:2]
-    assert [file.name for file in files_to_run(tmp_path, "int8")] == exports[2:]
+    assert [file.name for file in files_to_run(tmp_path, "student-onnx-fp32")] == exports[:2]
+    assert [file.name for file in files_to_run(tmp_path, "student-onnx-int8")] == exports[2:]

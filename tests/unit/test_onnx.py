@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from nlp_distill.errors import MissingExtra, ModelFolderNotFound, NotExportable, ParityFailed, VariantUnknown
-from nlp_distill.exports import onnx
-from nlp_distill.exports.onnx import check_exportable, export_fp32, instruction_set, quantize_int8
+from nlp_distill.exports import onnx_files
+from nlp_distill.exports.formats import FORMATS
+from nlp_distill.exports.onnx_files import dynamic_int8, export_fp32, instruction_set
 from nlp_distill.exports.parity import answer_changes, logit_difference, require_parity
-from nlp_distill.loading import load_model, load_ort, load_tokenizer
+from nlp_distill.loading import load_config, load_model, load_ort, load_tokenizer
 from nlp_distill.loop import Rows
 from nlp_distill.prediction import load_pipeline, variant_pipeline
 from nlp_distill.recipe import Data, Export
 from nlp_distill.scores import predict
-from nlp_distill.sources import resolve
 from nlp_distill.task import load_task
 from nlp_distill.testing import save_tiny
 
@@ -39,14 +39,16 @@ def exported(tmp_path_factory, scored):
     folder = model / "onnx"
     folder.mkdir()
     export_fp32(model, TASK, folder)
-    return model, quantize_int8(model, folder, Export())
+    target = instruction_set(Export())
+    dynamic_int8(model, [folder / FP32], folder, "_quantized", target)
+    return model, target
 
 
 def test_two_files_and_nothing_beside_them(exported):
-    model, settings = exported
+    model, target = exported
     assert sorted(file.name for file in (model / "onnx").iterdir()) == [FP32, INT8]
     assert (model / "onnx" / INT8).stat().st_size < (model / "onnx" / FP32).stat().st_size
-    assert settings["target"] in ("avx512_vnni", "avx2", "arm64")
+    assert target in ("avx512_vnni", "avx2", "arm64")
 
 
 def difference(model, task, rows, exported):
@@ -58,16 +60,17 @@ def difference(model, task, rows, exported):
 def test_fp32_is_pytorch_and_int8_is_close(exported, scored):
     model, _ = exported
     task, rows = scored
-    raws = {name: predict(variant_pipeline(model, task, name, 1), task, rows) for name in (None, "fp32", "int8")}
+    names = {None: None, "fp32": "student-onnx-fp32", "int8": "student-onnx-int8"}
+    raws = {name: predict(variant_pipeline(model, task, named, 1), task, rows) for name, named in names.items()}
     found = {
         **answer_changes(task, raws[None], raws["fp32"]),
-        **difference(model, task, rows, load_ort(model, CLASSIFIER, "fp32")),
+        **difference(model, task, rows, load_ort(model, CLASSIFIER, "")),
     }
     require_parity("student-onnx-fp32", found)
     assert found["rows"] == len(rows) and found["flips"] == 0
     assert found["largest_logit"] == pytest.approx(np.abs(raws[None]).max(), rel=1e-4)
     assert 0 < np.abs(raws["fp32"] - raws["int8"]).max() < 0.1
-    moved = difference(model, task, rows, load_ort(model, CLASSIFIER, "int8"))
+    moved = difference(model, task, rows, load_ort(model, CLASSIFIER, "_quantized"))
     assert 1e-4 < moved["max_abs_difference"] < 0.1
 
 
@@ -111,18 +114,20 @@ def test_what_parity_allows(difference, flips, largest, passes):
 
 def test_the_instruction_set_is_the_machines_unless_it_is_given(monkeypatch):
     assert instruction_set(Export(target="avx2")) == "avx2"
-    monkeypatch.setattr(onnx.platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(onnx_files.platform, "machine", lambda: "arm64")
     assert instruction_set(Export()) == "arm64"
 
 
-def test_what_can_be_exported_is_known_before_training(exported, monkeypatch):
-    source = resolve(str(exported[0]))
-    check_exportable(source, TASK)
-    with pytest.raises(NotExportable, match="summarization"):
-        check_exportable(source, "summarization")
+def test_what_can_be_exported_is_known_before_training(exported, scored, monkeypatch):
+    config, task = load_config(exported[0]), scored[0]
+    FORMATS["onnx"].check(config, task, Export())
+    with monkeypatch.context() as patched:
+        patched.setattr(type(task), "pipeline_task", "summarization")
+        with pytest.raises(NotExportable, match="summarization"):
+            FORMATS["onnx"].check(config, task, Export())
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtra, match=r"nlp-distill\[onnx\]"):
-        check_exportable(source, TASK)
+        FORMATS["onnx"].check(config, task, Export())
 
 
 def test_a_pipeline_of_a_model_folder_takes_int8_first(exported):

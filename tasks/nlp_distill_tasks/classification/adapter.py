@@ -45,6 +45,7 @@ class Classification(Task):
     roles = ("text", "text_pair", "label")
     several = ("label",)
     any_tokenizer = True
+    reads_first = True
 
     glue: Glue | None = None
     used: Columns

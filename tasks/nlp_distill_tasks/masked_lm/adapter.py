@@ -165,10 +165,14 @@ class MaskedLM(Task):
 
     def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
         """The likeliest tokens for the word that the text hides."""
-        mask = pipe.tokenizer.mask_token
-        if mask not in text:
-            raise InputInvalid(what="The text", reason="it hides no word", fix=f"write {mask} in its place")
+        _require_mask(pipe, text)
         return super().ask(pipe, text, text_pair)
+
+    def ask_all(self, pipe: Any, rows: list[tuple[str, str | None]], batch_size: int) -> list[Any]:
+        """The likeliest tokens for the words that several texts hide."""
+        for text, _ in rows:
+            _require_mask(pipe, text)
+        return super().ask_all(pipe, rows, batch_size)
 
     def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
         """The likeliest tokens for each hidden word; none where a text has no word to ask for."""
@@ -231,3 +235,9 @@ def _hidden(row: dict[str, Any], mask: str, limit: int) -> str:
     before, after = row["text"][: row["begin"]].split(" "), row["text"][row["end"] :].split(" ")
     words = max(1, limit // 4)
     return " ".join(before[-words:]) + mask + " ".join(after[:words])
+
+
+def _require_mask(pipe: Any, text: str) -> None:
+    mask = pipe.tokenizer.mask_token
+    if mask not in text:
+        raise InputInvalid(what="The text", reason="it hides no word", fix=f"write {mask} in its place")

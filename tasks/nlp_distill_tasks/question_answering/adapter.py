@@ -164,14 +164,24 @@ class QuestionAnswering(Task):
             "handle_impossible_answer": bool(self.options.no_answer),
         }
 
-    def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
-        """The answer to a question (`text`) in a context (`text_pair`)."""
+    def asked(self, text: str, text_pair: str | None) -> dict[str, str]:
+        """A question (`text`) and its context (`text_pair`)."""
         if text_pair is None:
             raise PairNeeded(what="the context that holds the answer")
         for what, given in (("question", text), ("context", text_pair)):
             if not given.strip():
                 raise InputInvalid(what=f"The {what}", reason="it is empty", fix="give a question and its context")
-        return pipe(question=text, context=text_pair)
+        return {"question": text, "context": text_pair}
+
+    def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
+        """The answer to a question in a context."""
+        return pipe(**self.asked(text, text_pair))
+
+    def ask_all(self, pipe: Any, rows: list[tuple[str, str | None]], batch_size: int) -> list[Any]:
+        """The answers to several questions."""
+        asked = [self.asked(*row) for row in rows]
+        columns = {name: [row[name] for row in asked] for name in ("question", "context")}
+        return _listed(pipe(**columns, batch_size=batch_size), len(rows))
 
     def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
         """The pipeline's answer; where there may be none also the best other one, and the score of none."""

@@ -212,9 +212,9 @@ class Seq2Seq(Task):
         """Sources are cut at the tokenizer's limit; the beams are ours, not the four of transformers' pipelines."""
         return {"truncation": True, "num_beams": self.options.num_beams}
 
-    def ask(self, pipe: Any, text: str, text_pair: str | None) -> Any:
-        """The answer to a text, behind the prefix that the model was trained with."""
-        return super().ask(pipe, self.options.prefix + text, text_pair)
+    def asked(self, text: str, text_pair: str | None) -> Any:
+        """A text behind the prefix that the model was trained with."""
+        return super().asked(self.options.prefix + text, text_pair)
 
     def raw_outputs(self, answers: list[Any]) -> NDArray[Any]:
         """The texts."""

@@ -1,0 +1,86 @@
+"""Export is not done until it is proven: each form is made, judged on the selection rows, repaired or refused."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from nlp_distill.exports.format import Form, Format, Work
+from nlp_distill.exports.parity import answer_changes, logit_difference, require_parity
+from nlp_distill.loading import load_model
+from nlp_distill.recipe import Export
+from nlp_distill.rundir import place_files
+from nlp_distill.scores import predict
+
+Array = NDArray[Any]
+
+
+class Gate:
+    """Judges the forms of one student. `student`: PyTorch's raw outputs on the selection rows."""
+
+    def __init__(self, work: Work, student: Array) -> None:
+        self.work, self.student = work, student
+        self.sources: dict[str, Array] = {}
+
+    def prove(self, entry: Format, form: Form, settings: Export) -> dict[str, Any]:
+        """Make a form: the first attempt that passes stays. Returns the report of all attempts, for the results.
+
+        Raises `ParityFailed` for fp32 that is not PyTorch's.
+        """
+        report: dict[str, Any] = {"format": entry.name, "profile": form.profile, "variant": form.variant}
+        tried: list[dict[str, Any]] = []
+        for attempt in entry.attempts(self.work, form, settings):
+            self.work.notify("note", message=f"writing {form.variant}" + (" once more" if tried else ""))
+            with tempfile.TemporaryDirectory() as scratch:
+                found = {**attempt.says, **(attempt.write(Path(scratch)) or {})}
+                place_files(Path(scratch), self.work.model / entry.folder)
+            if form.exact:
+                return {**report, "status": "passed", **found, "parity": self._parity(entry, form)}
+            found["gate"] = self._loss(entry, form)
+            tried.append(found)
+            drop = found["gate"]["drop_on_selection"]
+            if drop <= settings.score_drop:  # NaN does not pass
+                return {**report, "status": "passed" if len(tried) == 1 else "repaired", **found, "attempts": tried}
+            self.work.notify("note", message=f"{form.variant} lost {drop:.2f} points ({_said(found)})")
+            for file in entry.files(self.work.model, form):
+                file.unlink()
+        best = min(tried, key=lambda found: found["gate"]["drop_on_selection"])
+        self.work.notify(
+            "warning",
+            stage="export",
+            message=f"{form.variant} lost {best['gate']['drop_on_selection']:.2f} points on the selection rows "
+            f"(allowed {settings.score_drop}) in the best of {len(tried)} attempts: refused",
+        )
+        return {**report, "status": "refused", **best, "attempts": tried}
+
+    def _outputs(self, entry: Format, form: Form) -> Array:
+        work = self.work
+        loaded = entry.load(work.model, work.task.auto_class, form)
+
+        def progress(done: int, total: int) -> None:
+            work.notify("progress", stage=f"checking: {form.variant}", step=done, steps=total)
+
+        pipe = entry.pipeline(loaded, work.task, work.tokenizer)
+        return predict(pipe, work.task, work.rows.raw, form.batch, progress)
+
+    def _parity(self, entry: Format, form: Form) -> dict[str, Any]:
+        work, auto_class = self.work, self.work.task.auto_class
+        self.sources[entry.name] = self._outputs(entry, form)
+        exported = entry.load(work.model, auto_class, form)
+        found = logit_difference(work.task, work.tokenizer, load_model(work.model, auto_class), exported, work.rows)
+        parity = {**answer_changes(work.task, self.student, self.sources[entry.name]), **found}
+        require_parity(form.variant, parity)
+        return parity
+
+    def _loss(self, entry: Format, form: Form) -> dict[str, Any]:
+        task, rows = self.work.task, self.work.rows.raw
+        source, raw = self.sources.get(entry.name, self.student), self._outputs(entry, form)
+        drop = task.score(source, rows)[task.primary_metric] - task.score(raw, rows)[task.primary_metric]
+        return {**answer_changes(task, source, raw), "drop_on_selection": round(drop, 2)}
+
+
+def _said(found: dict[str, Any]) -> str:
+    return str(found.get("quantization", "as it is"))

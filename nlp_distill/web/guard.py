@@ -1,0 +1,190 @@
+"""Who may ask what: Host, Origin, token, a body's size and time; and headers that every answer carries.
+
+A page of another site can make a browser send requests here, and a name that its owner points at this machine can make
+them look local (DNS rebinding). So a name in `Host` must be known, a request that changes something must come from
+our own page or from no page, and beyond loopback every request needs the token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nlp_distill.web.problems import Problem
+
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+        "font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+COOKIE = "nlpd_session"
+
+
+def one_token(token: str) -> Callable[[str], object | None]:
+    """`Access.known` for a service that has a single token."""
+    wanted = hashlib.sha256(token.encode()).digest()
+
+    def known(given: str) -> object | None:
+        same = hmac.compare_digest(hashlib.sha256(given.encode("utf-8", "replace")).digest(), wanted)
+        return "token" if same else None
+
+    return known
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may ask.
+
+    `known`: token → who it belongs to, or None; no function: nobody needs a token. `hosts`: names besides `localhost`
+    that `Host` may say (addresses may always: nobody can point an address elsewhere). `open_paths`: what may be read
+    without token: health, and pages that hold nothing secret; `/page/*` stands for all below `/page/`. `open_posts`:
+    the same for POST: where a token is exchanged for a session.
+    """
+
+    known: Callable[[str], object | None] | None = None
+    hosts: tuple[str, ...] = ()
+    open_paths: tuple[str, ...] = ("/health/live", "/health/ready")
+    open_posts: tuple[str, ...] = ()
+
+    def is_open(self, method: str, path: str) -> bool:
+        """Whether a request needs no token."""
+        if method in ("GET", "HEAD"):
+            given = self.open_paths
+        elif method == "POST":
+            given = self.open_posts
+        else:
+            return False
+        return any(path.startswith(name[:-1]) if name.endswith("*") else path == name for name in given)
+
+
+class Guard:
+    """ASGI middleware. `scope["state"]` gets `request_id`, and `who` as `Access.known` gave it."""
+
+    def __init__(
+        self, app: ASGIApp, access: Access, max_body: int, larger: Mapping[str, int], body_seconds: float
+    ) -> None:
+        self.app = app
+        self.access = access
+        self.max_body = max_body
+        self.larger = larger
+        self.body_seconds = body_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse, or pass on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        name = uuid.uuid4().hex
+        state = scope.setdefault("state", {})
+        state["request_id"] = name
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for header, value in {**HEADERS, "cache-control": "no-store", "x-request-id": name}.items():
+                    headers.setdefault(header, value)
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            self._check_host(headers)
+            by_cookie = self._check_token(scope, headers, state)
+            self._check_origin(scope, headers, by_cookie)
+            within_caps = self._within_caps(scope, headers, receive)
+        except Problem as problem:
+            await problem.response(name)(scope, receive, send_with_headers)
+            return
+        await self.app(scope, within_caps, send_with_headers)
+
+    def _check_host(self, headers: Headers) -> None:
+        given = headers.getlist("host")
+        if len(given) != 1 or not self._host_known(given[0]):
+            raise Problem(421, "host_unknown", "This server does not answer to that name; allow it with --allow-host.")
+
+    def _host_known(self, given: str) -> bool:
+        try:
+            name = (urlsplit(f"//{given}").hostname or "").rstrip(".")
+        except ValueError:
+            return False
+        if name == "localhost" or name in self.access.hosts:
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+    def _check_token(self, scope: Scope, headers: Headers, state: dict[str, Any]) -> bool:
+        """Whether it was a cookie that let the request in."""
+        if self.access.known is None:
+            return False
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        cookie = _cookie(headers)
+        token = bearer.strip() if scheme.lower() == "bearer" else cookie
+        state["who"] = self.access.known(token) if token else None
+        if state["who"] is None and not self.access.is_open(scope["method"], scope["path"]):
+            detail = "This needs a token: send the header 'Authorization: Bearer TOKEN'."
+            raise Problem(401, "token_needed", detail, {"WWW-Authenticate": "Bearer"})
+        return token == cookie != ""
+
+    def _check_origin(self, scope: Scope, headers: Headers, by_cookie: bool) -> None:
+        if scope["method"] in SAFE_METHODS:
+            return
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        ours = origin is not None and urlsplit(origin).netloc.lower() == headers["host"].lower()
+        foreign = (origin is not None and not ours) or site not in (None, "same-origin", "none")
+        # A browser sends cookies along unasked, so there the page must show that it is ours.
+        if foreign or (by_cookie and not ours and site != "same-origin"):
+            raise Problem(403, "origin_refused", "Pages of other sites may not ask here.")
+
+    def _within_caps(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
+        """Give up on a body that is too large, as soon as that is known, or does not arrive in time."""
+        most = next((size for prefix, size in self.larger.items() if scope["path"].startswith(prefix)), self.max_body)
+        too_large = Problem(413, "body_too_large", f"The body has more than {most:,} bytes; send less at a time.")
+        said = headers.get("content-length", "")
+        if said.isdecimal() and int(said[:20]) > most:
+            raise too_large
+        end = time.monotonic() + self.body_seconds
+        complete, size = False, 0
+
+        async def capped() -> Message:
+            nonlocal complete, size
+            if complete:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), end - time.monotonic())
+            except asyncio.TimeoutError:
+                detail = f"The body did not arrive within {self.body_seconds:g} s; send it again, faster."
+                raise Problem(408, "body_slow", detail, {"Connection": "close"}) from None
+            complete = not message.get("more_body", False)
+            size += len(message.get("body", b""))
+            if size > most:
+                raise too_large
+            return message
+
+        return capped
+
+
+def _cookie(headers: Headers) -> str:
+    for part in headers.get("cookie", "").split(";"):
+        name, _, value = part.strip().partition("=")
+        if name == COOKIE:
+            return value
+    return ""
