@@ -122,7 +122,7 @@ def _entry(
     first = timed[fewest][subject.name]
     return {
         "name": subject.name,
-        "variant": subject.variant,
+        "variant": subject.variant if subject.ours else None,
         "runtime": subject.runtime,
         "task": subject.task.name if subject.task else None,
         "bytes": subject.bytes,

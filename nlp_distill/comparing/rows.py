@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REAL = "real"
-BATCH = 16
 QUANTILES = np.linspace(0.03, 0.97, 16)
 GROUPS = 8
 
@@ -158,5 +157,4 @@ def _answers(subject: Subject, task: Task, rows: Dataset, notify: Callable[..., 
     def progress(done: int, total: int) -> None:
         notify("progress", stage=f"scoring: {subject.name}", step=done, steps=total)
 
-    # The answers of a quantized graph may depend on the rest of the batch; a user asks one row at a time.
-    return predict(pipe, task, rows, subject.form.batch if subject.form else BATCH, progress)
+    return predict(pipe, task, rows, subject.batch, progress)

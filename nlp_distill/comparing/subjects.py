@@ -12,16 +12,18 @@ from typing import Any
 
 from nlp_distill.errors import ModelHasNoTask, ModelNotFound, NotMeasurable, shown
 from nlp_distill.exports.format import Form
-from nlp_distill.exports.formats import FORMATS, form_of
+from nlp_distill.exports.formats import FORMATS, form_of, forms_there
 from nlp_distill.loading import has_head, load_config, load_tokenizer
 from nlp_distill.measuring import Measured, files_to_run
-from nlp_distill.prediction import Chosen, choose, task_of, variant_pipeline
+from nlp_distill.prediction import choose, task_of, variant_pipeline
 from nlp_distill.rundir import RunDir
 from nlp_distill.task import Task
 from nlp_distill.vetting import check_folder, inside
 
 PARTS = ("encoder_model", "decoder_model", "decoder_with_past_model")
 BARE, BARE_ONNX = "AutoModel", "AutoModelForFeatureExtraction"
+BATCH = 16
+"""Rows in a call of PyTorch when it is scored."""
 NEW_TOKENS = 32
 """Length of an answer of a model that generates, where no data say how long answers are."""
 
@@ -29,7 +31,8 @@ NEW_TOKENS = 32
 @dataclass(frozen=True)
 class Subject:
     """A model to be measured. `variant`: the form of it; `folder`: its files, laid out as ours are; `task`: None for
-    a model without a head that we know; `run`: the folder of the run that it lies in.
+    a model without a head that we know; `run`: the folder of the run that it lies in; `ours`: laid out as ours are,
+    so that its form is what its name says.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Subject:
     folder: Path
     task: Task | None
     run: Path | None
+    ours: bool = True
 
     @property
     def form(self) -> Form | None:
@@ -45,13 +49,18 @@ class Subject:
 
     @property
     def exported(self) -> str | None:
-        """Its name among a folder's exports; None for PyTorch."""
+        """The variant's name where it is an export; None for PyTorch."""
         return self.variant if self.form else None
 
     @property
     def runtime(self) -> str:
         """The engine."""
         return FORMATS[self.form.format].runtime if self.form else "pytorch"
+
+    @property
+    def batch(self) -> int:
+        """Rows in a call when it is scored: one where the answers of an export may depend on the rest of a batch."""
+        return self.form.batch if self.form and self.ours else 1 if self.form else BATCH
 
     @property
     def limit(self) -> int:
@@ -89,13 +98,16 @@ def subjects(references: list[str], task: Task | None, stack: ExitStack) -> list
 
 def _subject(reference: str, name: str, task: Task | None, stack: ExitStack) -> Subject:
     path = Path(os.path.expanduser(reference))
+    ours = True
     if path.is_file():
-        chosen = _file(path, stack)
+        variant, folder, ours = _file(path, stack)
     elif (path / "config.json").is_file() and _root_graphs(path):
         chosen = choose(_as_ours(path, {file.name: file.name for file in _root_graphs(path)}, stack))
+        variant, folder, ours = chosen.variant, chosen.folder, False
     else:
         chosen = choose(reference)
-    return Subject(name, chosen.variant, chosen.folder, _task(chosen.folder, task), run_of(path))
+        variant, folder = chosen.variant, chosen.folder
+    return Subject(name, variant, folder, _task(folder, task), run_of(path), ours)
 
 
 def run_of(path: Path) -> Path | None:
@@ -120,18 +132,21 @@ def _root_graphs(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.onnx"))
 
 
-def _file(path: Path, stack: ExitStack) -> Chosen:
-    """One file of a model: its weights for PyTorch, or one graph."""
+def _file(path: Path, stack: ExitStack) -> tuple[str, Path, bool]:
+    """Variant, folder and whose: one file of a model, its weights for PyTorch, an export of ours, or any graph."""
     folder = path.parent
     if path.suffix == ".safetensors":
-        return Chosen(folder, "student", 1)
-    if path.suffix != ".onnx":
-        raise NotMeasurable(reference=path, reason="it is no .onnx and no .safetensors file", fix="Name the folder.")
-    if folder.name == "onnx" and (folder.parent / "config.json").is_file():
+        return "student", folder, True
+    if (folder.parent / "config.json").is_file() and not (folder / "config.json").is_file():
         folder = folder.parent
+    for form in forms_there(folder):
+        if path in FORMATS[form.format].files(folder, form):
+            return form.variant, folder, True
+    if path.suffix != ".onnx":
+        raise NotMeasurable(reference=path, reason="it is no model that we know", fix="Name the model's folder.")
     if path.stem.startswith(PARTS):
         raise NotMeasurable(reference=path, reason="it is one part of a model", fix=f"Name its folder, {folder}.")
-    return Chosen(_as_ours(folder, {str(path.relative_to(folder)): "model.onnx"}, stack), "student-onnx-fp32", 1)
+    return "student-onnx-fp32", _as_ours(folder, {str(path.relative_to(folder)): "model.onnx"}, stack), False
 
 
 def _as_ours(folder: Path, graphs: dict[str, str], stack: ExitStack) -> Path:

@@ -76,7 +76,7 @@ def test_what_is_no_model_is_refused_with_a_sentence(models, tmp_path):
     (tmp_path / "model.onnx").write_text("x")
     (tmp_path / "decoder_model.onnx").write_text("x")
     for name, error, said in [
-        ("notes.txt", NotMeasurable, "no .onnx and no .safetensors"),
+        ("notes.txt", NotMeasurable, "no model that we know"),
         ("decoder_model.onnx", NotMeasurable, "one part of a model"),
         ("model.onnx", ModelNotFound, "no config.json"),
     ]:
