@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -17,7 +18,8 @@ import typer
 
 from nlp_distill import __version__
 from nlp_distill.errors import Interrupted, NlpDistillError, shown
-from nlp_distill.verbs import caches, hub, measures, predictions, recipes, reports, serve
+from nlp_distill.outcome import leave_outcome
+from nlp_distill.verbs import caches, hub, jobs, measures, predictions, recipes, reports, serve
 from nlp_distill.verbs.common import (
     ControlOption,
     JsonOption,
@@ -55,6 +57,9 @@ app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 app.command("report")(reports.report)
 app.command()(serve.serve)
+app.add_typer(jobs.app, name="jobs")
+app.command()(jobs.submit)
+app.command()(jobs.worker)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -66,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         err.print(f"{error}\n  {_command_line()}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except NlpDistillError as error:
+        leave_outcome(error)
         err.print(f"Error: {error}", highlight=False, markup=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
@@ -88,6 +94,9 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # torchao, which ExecuTorch brings and peft imports, says what it cannot use here.
+    for name in ("torchao", "torchao.kernel.intmm", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _command_line() -> str:

@@ -193,7 +193,7 @@ def import_engine(variant: Measured) -> None:
     from transformers import AutoModel  # noqa: F401
 
     if form := form_of(variant.variant) if variant.variant else None:
-        import_module(FORMATS[form.format].module)
+        import_module(FORMATS[form.format].loader)
 
 
 def _loaded(variant: Measured, threads: int) -> Callable[[int, int, int, int], list[float]]:

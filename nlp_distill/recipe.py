@@ -264,7 +264,7 @@ class Distill(Settings):
 class Export(Settings):
     """A form of the student to deliver."""
 
-    format: Literal["onnx", "ort", "executorch"] = Field(
+    format: Literal["onnx", "openvino", "ort", "executorch"] = Field(
         "onnx", description="File format; `ort` (ONNX Runtime Mobile) and `executorch` are for phones."
     )
     profile: Profile = Field(

@@ -72,6 +72,8 @@ class Format(ABC):
     """The engine, as the results name it."""
     module: ClassVar[str]
     """A module that is there where the engine is installed."""
+    loader: ClassVar[str]
+    """A module that loads its files: what a process imports once, whatever model it runs."""
     extra: ClassVar[str]
     """Extra of this package that installs it."""
     forms: ClassVar[tuple[Form, ...]]
@@ -82,7 +84,7 @@ class Format(ABC):
     @property
     def installed(self) -> bool:
         """Whether the engine is there."""
-        return find_spec(self.module) is not None
+        return find_spec(self.module.partition(".")[0]) is not None and find_spec(self.module) is not None
 
     def form(self, profile: Profile) -> Form:
         """What a profile makes. Raises `ExportInvalid`."""

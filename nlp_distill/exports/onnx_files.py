@@ -13,8 +13,10 @@ from io import StringIO
 from pathlib import Path
 
 from nlp_distill.errors import NotExportable
-from nlp_distill.loading import load_config
+from nlp_distill.first_token import first_token_only
+from nlp_distill.loading import load_config, load_model
 from nlp_distill.recipe import Export
+from nlp_distill.task import Task
 from nlp_distill.vetting import clean_copy
 
 WITHOUT_PAST = ("encoder-decoder",)
@@ -56,6 +58,17 @@ def instruction_set(settings: Export) -> str:
     except OSError:
         flags = ""
     return "avx512_vnni" if "avx512_vnni" in flags else "avx2"
+
+
+def export_first(model: Path, task: Task, folder: Path) -> None:
+    """Write `model.onnx` of a classifier whose last layer is run for the first token alone."""
+    from optimum.exporters.onnx import onnx_export_from_model
+
+    loaded = load_model(model, task.auto_class)
+    with tempfile.TemporaryDirectory() as scratch, quiet(), first_token_only(loaded):
+        onnx_export_from_model(loaded, scratch, task=task.pipeline_task, do_validation=False)
+        for file in Path(scratch).glob("*.onnx*"):
+            shutil.copyfile(file, folder / file.name)
 
 
 def export_fp32(model: Path, pipeline_task: str, folder: Path) -> None:

@@ -13,7 +13,7 @@ CORE = ROOT / "nlp_distill"
 
 TIERS = [
     {"errors"},
-    {"layers", "presets", "settings", "strict_yaml"},
+    {"allocator", "layers", "presets", "settings", "strict_yaml"},
     {"terms", "trouble"},
     {"recipe"},
     {"task", "rundir", "families", "vetting", "hub_trouble"},
