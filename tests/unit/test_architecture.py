@@ -25,7 +25,7 @@ TIERS = [
     {"loop"},
     {"teacher", "exports", "compress"},
     {"measuring", "prediction", "light"},
-    {"preflight", "road", "reports"},
+    {"preflight", "road", "reports", "comparing"},
     {"doctor", "estimate", "teaching", "publishing"},
     {"retraining"},
     {"variants"},
