@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from test_server import FP32, INT8, serving
 
-EXAMPLES = 12
+EXAMPLES = 5
 ACCEPTED = """
 [checks.positive_data_acceptance]
 # Not every limit fits into a schema: texts that are too long together, windows that leave a question no room.
 expected-statuses = ["2xx", "401", "413", "422"]
+[checks.negative_data_rejection]
+# What is too long for the schema may be too large for the door.
+expected-statuses = ["400", "401", "404", "405", "413", "422"]
 """
 
 
