@@ -113,12 +113,12 @@ os.symlink("/etc/passwd", "{run}/model/stolen")
 )
 def test_only_what_the_machine_did_is_tried_again(worker_of, queue, error, reason, tries):
     job, after = submit(queue, priority=1), submit(queue)
-    worker = worker_of(SAYS + FAILS % error)
+    worker, fails, works = worker_of(""), script_runs(SAYS + FAILS % error), script_runs("")
+    worker.prepare = lambda home, claim, *rest: (fails if claim.job_id == job else works)(home, claim, *rest)
     until(lambda: row(queue, job).status == "failed", act=worker.tick)
     found = row(queue, job)
     assert found.reason == reason and found.detail and len(endings(queue, job)) == tries
     # The next job runs, whatever became of this one.
-    worker.prepare = script_runs("")
     until(lambda: row(queue, after).status == "succeeded", act=worker.tick)
 
 

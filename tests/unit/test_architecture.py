@@ -13,7 +13,7 @@ CORE = ROOT / "nlp_distill"
 
 TIERS = [
     {"errors"},
-    {"layers", "presets", "settings", "strict_yaml"},
+    {"layers", "presets", "settings", "strict_yaml", "outcome"},
     {"terms", "trouble"},
     {"recipe"},
     {"task", "rundir", "families", "vetting", "hub_trouble"},
@@ -28,7 +28,7 @@ TIERS = [
     {"preflight", "road", "reports"},
     {"variants", "doctor", "estimate", "teaching", "publishing"},
     {"stages"},
-    {"display", "reference", "serving"},
+    {"display", "reference", "serving", "service"},
     {"verbs"},
     {"cli"},
 ]
@@ -52,6 +52,10 @@ NO_TORCH = [
     "web.app",
     "serving.frames",
     "web.listening",
+    "service.api.app",
+    "service.worker",
+    "service.client",
+    "service.server",
     "verbs.common",
     "cli",
 ]

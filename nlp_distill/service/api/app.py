@@ -74,4 +74,17 @@ def service_app(home: Home, limits: Limits = LIMITS, hosts: tuple[str, ...] = ()
     for router in (jobs.router, events.router, artifacts.router, files.router, recipes.router, tokens.router):
         app.include_router(router, responses=shared)
     app.include_router(system.router, responses=shared)
+    _describe_tokens(app)
     return app
+
+
+def _describe_tokens(app: FastAPI) -> None:
+    """Say in the description what the guard asks for, which routes know nothing of."""
+    found = app.openapi()
+    bearer = {"type": "http", "scheme": "bearer", "description": "A token; scopes: read, submit, predict, admin."}
+    found["components"]["securitySchemes"] = {"bearer": bearer}
+    found["security"] = [{"bearer": []}]
+    for path, operations in found["paths"].items():
+        if path.startswith("/health/"):
+            for operation in operations.values():
+                operation["security"] = []
