@@ -137,18 +137,18 @@ def torture_api(home: Home, kills: int, chance: random.Random) -> dict[str, Any]
     port = free_port()
     server, _ = serve(home, port)
     worker = act("chatty", home, str(max(100, 60 * kills)))
-    client = Client(f"http://127.0.0.1:{port}", home.admin_token())
+    client = Client(f"http://127.0.0.1:{port}", home.admin_token(), patience_s=600)
     names = [client.jobs.create(RECIPE, name=f"job {n}").id for n in range(JOBS)]
     seen: list[tuple[str, list[int]]] = [(names[n % JOBS], []) for n in range(STREAMS)]
     more: list[str] = []
     over = threading.Event()
 
     def listen(job_id: str, numbers: list[int]) -> None:
-        own = Client(client.url, home.admin_token())
-        numbers += [event["seq"] for event in own.jobs.get(job_id).events(patience_s=600)]
+        own = Client(client.url, home.admin_token(), patience_s=600)
+        numbers += [event["seq"] for event in own.jobs.get(job_id).events()]
 
     def submit() -> None:
-        own = Client(client.url, home.admin_token())
+        own = Client(client.url, home.admin_token(), patience_s=600)
         while not over.is_set():
             more.append(own.jobs.create(RECIPE, name="more", priority=-1).id)
             own.jobs.get(more[-1]).cancel()
