@@ -13,7 +13,7 @@ CORE = ROOT / "nlp_distill"
 
 TIERS = [
     {"errors"},
-    {"allocator", "layers", "presets", "settings", "strict_yaml"},
+    {"allocator", "layers", "presets", "settings", "strict_yaml", "outcome"},
     {"terms", "trouble"},
     {"recipe"},
     {"task", "rundir", "families", "vetting", "hub_trouble"},
@@ -30,7 +30,7 @@ TIERS = [
     {"retraining"},
     {"variants"},
     {"stages"},
-    {"display", "reference", "serving"},
+    {"display", "reference", "serving", "service"},
     {"verbs"},
     {"cli"},
 ]
@@ -57,6 +57,10 @@ NO_TORCH = [
     "serving.catalog",
     "serving.frames",
     "web.listening",
+    "service.api.app",
+    "service.worker",
+    "service.client",
+    "service.server",
     "verbs.common",
     "cli",
 ]
