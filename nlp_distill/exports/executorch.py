@@ -29,6 +29,7 @@ class Executorch(Format):
     folder = "mobile"
     runtime = "executorch"
     module = "executorch"
+    loader = "executorch.runtime"
     extra = "executorch"
     forms = (
         Form("executorch", "small", "student-executorch-int4", "int8, words int4", "_q4", batch=1),

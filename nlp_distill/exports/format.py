@@ -72,6 +72,8 @@ class Format(ABC):
     """The engine, as the results name it."""
     module: ClassVar[str]
     """A module that is there where the engine is installed."""
+    loader: ClassVar[str]
+    """A module that loads its files: what a process imports once, whatever model it runs."""
     extra: ClassVar[str]
     """Extra of this package that installs it."""
     forms: ClassVar[tuple[Form, ...]]

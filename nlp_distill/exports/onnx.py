@@ -26,6 +26,7 @@ class Onnx(Format):
     folder = "onnx"
     runtime = "onnxruntime"
     module = "onnxruntime"
+    loader = "optimum.onnxruntime"
     extra = "onnx"
     forms: ClassVar[tuple[Form, ...]] = (
         Form("onnx", "small", "student-onnx-q4", "int4", "_q4"),

@@ -40,6 +40,7 @@ class OpenVino(Format):
     folder = "openvino"
     runtime = "openvino"
     module = "optimum.intel"
+    loader = "optimum.intel"
     extra = "openvino"
     forms = (
         Form("openvino", "small", "student-openvino-q4", "int4", "_q4"),

@@ -25,7 +25,7 @@ TIERS = [
     {"loop"},
     {"teacher", "exports"},
     {"measuring", "prediction", "light"},
-    {"preflight", "road", "reports"},
+    {"preflight", "road", "reports", "comparing"},
     {"variants", "doctor", "estimate", "teaching", "publishing"},
     {"stages"},
     {"display", "reference", "serving"},
