@@ -30,7 +30,7 @@ def test_weights_round_within_the_block_and_are_themselves_after_it(bits, levels
     assert 0 < moved < (0.05 if bits == 8 else 0.5)
     assert torch.equal(model[0].weight, before)
     assert torch.equal(model(x), exact)
-    assert list(dict(model.named_parameters())) == ["0.weight", "0.bias"]
+    assert {name for name, _ in model.named_parameters()} == {"0.weight", "0.bias"}
 
 
 def test_a_model_learns_through_it():
@@ -40,7 +40,7 @@ def test_a_model_learns_through_it():
     with rounding(model, 8):
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         losses = []
-        for _ in range(15):
+        for _ in range(40):
             loss = model(input_ids=ids, labels=labels).loss
             loss.backward()
             optimizer.step()
