@@ -323,6 +323,27 @@ class TokenUnfit(UserError):
     """The token in {source} cannot be used: {reason}; make one with `python -c "import secrets; print(secrets.token_urlsafe(32))"`."""
 
 
+# The job service
+
+
+class ServiceBusy(UserError):
+    """Another server works in {folder}; stop it, or choose another --home."""
+
+
+class ServiceUnreachable(UserError):
+    """No service answers at {url} ({reason}); start one with `nlp-distill serve --jobs`, or give --url."""
+
+
+class ServiceRefused(UserError):
+    """{detail}"""
+
+
+class JobFailed(NlpDistillError):
+    """Job {job} ended as {status}: {detail}"""
+
+    exit_code = 3
+
+
 # The Hub
 
 
@@ -395,6 +416,10 @@ class ModelHasNoTask(ModelError):
 
 class VariantUnknown(RunFolderError):
     """'{folder}' has no variant '{variant}'; it has {known}."""
+
+
+class NotMeasurable(UserError):
+    """'{reference}' cannot be measured: {reason}. {fix}"""
 
 
 class FileExists(UserError):

@@ -10,13 +10,14 @@ from typing import Annotated
 import typer
 
 from nlp_distill.verbs.common import say
+from nlp_distill.verbs.jobs import HomeOption, OnlineOption, SlotsOption, serve_jobs
 
 
 def serve(
     models: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(help="Runs, model folders or Hub ids; the first answers /predict. NAME=MODEL names one."),
-    ],
+    ] = None,
     variant: Annotated[
         list[str] | None,
         typer.Option("--variant", help="Serve this variant, for example teacher; repeatable (default: recommended)."),
@@ -33,8 +34,17 @@ def serve(
     ] = None,
     threads: Annotated[int | None, typer.Option("--threads", min=1, help="Cores of an engine (default: all).")] = None,
     queue: Annotated[int, typer.Option("--queue", min=1, help="Inputs that may wait for an engine.")] = 128,
+    jobs: Annotated[bool, typer.Option("--jobs", help="Take jobs instead: API and worker in one.")] = False,
+    home: HomeOption = None,
+    online: OnlineOption = False,
+    slots: SlotsOption = 1,
 ) -> None:
-    """Answer predictions over HTTP, as the pipelines do, with a page to try them."""
+    """Answer predictions over HTTP, as the pipelines do, with a page to try them; with --jobs, take jobs."""
+    if jobs:
+        serve_jobs(home, host, port, token_file, tuple(allow_host or ()), online, slots)
+        return
+    if not models:
+        raise typer.BadParameter("give a model, or --jobs", param_hint="MODELS")
     from nlp_distill.errors import MissingExtra
     from nlp_distill.web.listening import check_listening, read_token
 

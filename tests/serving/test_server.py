@@ -331,7 +331,7 @@ def test_what_was_asked_before_the_end_is_answered(tmp_path, answerers):
         asking.request("POST", "/predict", body, {"content-type": "application/json"})
         end = time.monotonic() + 30
         while not running.counted("nlpd_queue_rows", model="v1") and time.monotonic() < end:
-            pass
+            time.sleep(0.02)
         running.process.send_signal(signal.SIGTERM)
         answer = asking.getresponse()
         assert answer.status == 200 and len(json.loads(answer.read())) == 60

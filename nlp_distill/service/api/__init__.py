@@ -1,0 +1,1 @@
+"""The HTTP API; its contract is `openapi.json`, which a test compares."""
