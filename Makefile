@@ -1,6 +1,6 @@
 # make quickstart and make test set up everything that they need; nothing is installed outside .venv.
 PYTHON ?= python3
-EXTRAS ?= onnx,serve,service,quickstart,dev
+EXTRAS ?= onnx,openvino,executorch,serve,service,quickstart,dev
 BIN := .venv/bin
 # One thread a process, a process a core: tests are many and small. A file stays together, for what its tests share.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --d
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup quickstart test test-all lint bench torture torture-service docs clean
+.PHONY: help setup quickstart test test-all javascript lint bench bench-ablations bench-exports bench-long bench-safety bench-environments torture torture-service docs clean
 
 help:  ## Show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,15 +30,48 @@ quickstart: setup  ## Distil a sentiment classifier from a real teacher on real 
 test: setup  ## All tests but the slow ones
 	$(PYTEST) -m "not slow"
 
-test-all: setup  ## All tests
+test-all: setup javascript  ## All tests
 	$(PYTEST)
+
+javascript: tests/browser/node_modules/.package-lock.json  ## The JavaScript libraries that tests load models with
+
+# Only CPU libraries, which lie in the package; the install script would fetch those of CUDA.
+tests/browser/node_modules/.package-lock.json: tests/browser/package-lock.json
+	cd tests/browser && ONNXRUNTIME_NODE_INSTALL=skip npm ci --no-audit --no-fund
 
 lint: setup  ## Style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: setup  ## Speed ratios, measured side by side; what exact resume costs
-	$(BIN)/python benchmarks/training_speed.py
+bench: bench-environments  ## The table of goals: speed, memory, whole jobs, against what people use (20 minutes)
+	$(BIN)/python benchmarks/bench.py
+
+bench-ablations: setup  ## What each gain is worth: everything on, minus one
+	$(BIN)/python benchmarks/ablations.py
+
+bench-exports: setup  ## Latency and size of the exports of a run: RUN=runs/quickstart
+	$(BIN)/python benchmarks/exports.py $(or $(RUN),runs/quickstart)
+
+bench-long: setup  ## 10 minutes of training on the whole of SST-2 against a tuned loop's 10 and 60: DATA=folder
+	$(BIN)/python benchmarks/long.py $(DATA)
+
+bench-safety: setup  ## What exact resume costs
 	$(BIN)/python benchmarks/safety_cost.py
+
+# TextBrewer needs tensorboardX; torchdistill asks for torchvision, which a CPU build of this torch has none of.
+bench-environments: setup .bench/textbrewer/.complete .bench/torchdistill/.complete
+
+BENCH_STACK := "torch<2.14" "transformers>=4.57.6,<4.58" numpy
+
+.bench/textbrewer/.complete:
+	$(BIN)/uv venv -q --allow-existing --python $(BIN)/python $(@D)
+	VIRTUAL_ENV=$(@D) $(BIN)/uv pip install -q $(BENCH_STACK) textbrewer==0.2.1
+	touch $@
+
+.bench/torchdistill/.complete:
+	$(BIN)/uv venv -q --allow-existing --python $(BIN)/python $(@D)
+	VIRTUAL_ENV=$(@D) $(BIN)/uv pip install -q $(BENCH_STACK) pyyaml scipy cython pillow
+	VIRTUAL_ENV=$(@D) $(BIN)/uv pip install -q --no-deps "torchdistill>=1.1,<1.2"
+	touch $@
 
 torture: setup  ## Kill N=60 runs at random moments; all must end with the same bits
 	$(BIN)/python benchmarks/torture.py $(or $(N),60) --keep benchmarks/torture.result.json

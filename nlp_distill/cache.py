@@ -93,6 +93,24 @@ class Part:
         return ".".join(map(str, (self.kind, *self.place))) + ".bin"
 
     @property
+    def key(self) -> Any:
+        """Where a `Signal` keeps it, among others of its kind."""
+        return self.place[0] if self.kind == "logits" else self.place
+
+    def of(self, signal: Signal) -> Tensor:
+        """Its values in what a teacher gave."""
+        kept = getattr(signal, self.kind)
+        values: Tensor = kept if self.kind == "encoded" else kept[self.key]
+        return values
+
+    def put(self, signal: Signal, values: Tensor | TopLogits) -> None:
+        """Fill its place in a signal."""
+        if self.kind == "encoded":
+            signal.encoded = values  # type: ignore[assignment]
+        else:
+            getattr(signal, self.kind)[self.key] = values
+
+    @property
     def record(self) -> np.dtype[Any]:
         """The layout of a record."""
         fields: dict[str, list[Any]] = {
@@ -185,7 +203,9 @@ class Plan:
 
     def size_in(self, precision: str) -> int:
         """Bytes of all records, were the layers kept in another precision."""
-        parts = [part if part.kind == "logits" else replace(part, form=FORMS[precision]) for part in self.parts]
+        parts = [
+            part if part.kind in ("logits", "encoded") else replace(part, form=FORMS[precision]) for part in self.parts
+        ]
         return Plan(parts, self.counts).size
 
 
@@ -212,6 +232,10 @@ def plan(
         raise CacheRefused(reason=f"the logits of {task.name} are of places that it picks in an example")
     masks, signal = axes(task, batch, last), teacher.signal(batch)
     parts = []
+    if signal.encoded is not None:
+        # The student reads it: int8 would be another text to it.
+        form = FORMS["fp32" if precision == "fp32" else "bf16"]
+        parts.append(Part("encoded", (), "encoder", signal.encoded.shape[-1], form))
     for kind in LAYERED:
         for place, values in getattr(signal, kind).items():
             axis = "encoder" if kind == "cross_key" else place[0]
@@ -277,7 +301,7 @@ def write(
             batch = examples.read(cut, 0)
             masks, signal = axes(task, batch, last), teacher.signal(batch)
             for part in planned.parts:
-                values = getattr(signal, part.kind)[part.place if part.kind != "logits" else part.place[0]]
+                values = part.of(signal)
                 mask = masks[part.axis].to(values.device)
                 if part.axis.endswith(".first"):
                     values, mask = at_first(values, mask), mask.any(1)
@@ -327,7 +351,7 @@ class CachedTeacher:
         found = {axis: self._records(axis, numbers) for axis in self.counts}
         for part in self.parts:
             values = part.decode(np.asarray(self.files[part.file][found[part.axis]]), masks[part.axis])
-            getattr(signal, part.kind)[part.place if part.kind != "logits" else part.place[0]] = values
+            part.put(signal, values)
         for stack, bias in self.bias.items():
             width = masks[stack].shape[1]
             signal.bias[stack] = torch.from_numpy(bias[:width, :width]).to(masks[stack].device)

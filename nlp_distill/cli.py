@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -18,7 +19,7 @@ import typer
 from nlp_distill import __version__
 from nlp_distill.errors import Interrupted, NlpDistillError, shown
 from nlp_distill.outcome import leave_outcome
-from nlp_distill.verbs import caches, hub, jobs, predictions, recipes, reports, serve
+from nlp_distill.verbs import caches, hub, jobs, measures, predictions, recipes, reports, serve
 from nlp_distill.verbs.common import (
     ControlOption,
     JsonOption,
@@ -93,6 +94,11 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # torchao, which ExecuTorch brings and peft imports, says what it cannot use here.
+    for name in ("torchao", "torchao.kernel.intmm", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _command_line() -> str:
@@ -181,7 +187,6 @@ STAGE_VERBS = {
     "distill": "Train the teacher where needed and distil the student.",
     "export": "Go on until the student is exported and checked against PyTorch.",
     "evaluate": "Go on until every variant is scored through the pipeline that a user would call.",
-    "measure": "Go on until every variant's latency, memory and size are measured.",
 }
 
 
@@ -199,6 +204,7 @@ def _add_stage_verb(stage: str, summary: str) -> None:
 
 for _stage, _summary_of_stage in STAGE_VERBS.items():
     _add_stage_verb(_stage, _summary_of_stage)
+measures.add(app, _run)
 
 
 @app.command()

@@ -418,6 +418,10 @@ class VariantUnknown(RunFolderError):
     """'{folder}' has no variant '{variant}'; it has {known}."""
 
 
+class NotMeasurable(UserError):
+    """'{reference}' cannot be measured: {reason}. {fix}"""
+
+
 class FileExists(UserError):
     """{path}: exists already; choose another name or remove it."""
 

@@ -318,6 +318,34 @@ def onnx_files(folder: Path, suffix: str) -> dict[str, str]:
 
 def load_ort(folder: Path, auto_class: str, suffix: str = "", threads: int | None = None) -> Any:
     """An Optimum ORTModelFor… of the files with a suffix in `folder/onnx`. Raises `MissingExtra`."""
+    kind, session = _ort(auto_class, threads)
+    check_folder(folder)
+    for file in (folder / "onnx").iterdir():
+        inside(folder, f"onnx/{file.name}")
+    config, files = load_config(folder), onnx_files(folder, suffix)
+    # Optimum's own loading would read the folder's other files, and a merged decoder twice.
+    with _graphs(folder, files):
+        sessions = [session(folder / "onnx" / name) for name in files.values()]
+    if "decoder_file_name" not in files:
+        return kind(config=config, session=sessions[0])
+    generation = load_generation(folder)
+    generation.use_cache = config.use_cache = "merged" in files["decoder_file_name"]
+    config.is_encoder_decoder = True
+    encoder, decoder = sessions
+    return kind(config=config, encoder_session=encoder, decoder_session=decoder, generation_config=generation)
+
+
+def load_ort_file(folder: Path, auto_class: str, name: str, threads: int | None = None) -> Any:
+    """An Optimum ORTModelFor… of one graph in a model folder. Raises `MissingExtra`, `ModelNotFound`."""
+    kind, session = _ort(auto_class, threads)
+    check_folder(folder)
+    inside(folder, name)
+    with _graphs(folder, {"file_name": name}):
+        return kind(config=load_config(folder), session=session(folder / name))
+
+
+def _ort(auto_class: str, threads: int | None) -> tuple[Any, Any]:
+    """Optimum's class, and a function that opens a graph."""
     try:
         import onnxruntime
         from optimum import onnxruntime as optimum_ort
@@ -327,24 +355,8 @@ def load_ort(folder: Path, auto_class: str, suffix: str = "", threads: int | Non
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-    check_folder(folder)
-    for file in (folder / "onnx").iterdir():
-        inside(folder, f"onnx/{file.name}")
-    config, files = load_config(folder), onnx_files(folder, suffix)
     kind = getattr(optimum_ort, auto_class.replace("AutoModel", "ORTModel"))
-    # Optimum's own loading would read the folder's other files, and a merged decoder twice.
-    with _graphs(folder, files):
-        sessions = [
-            onnxruntime.InferenceSession(folder / "onnx" / name, options, ["CPUExecutionProvider"])
-            for name in files.values()
-        ]
-    if "decoder_file_name" not in files:
-        return kind(config=config, session=sessions[0])
-    generation = load_generation(folder)
-    generation.use_cache = config.use_cache = "merged" in files["decoder_file_name"]
-    config.is_encoder_decoder = True
-    encoder, decoder = sessions
-    return kind(config=config, encoder_session=encoder, decoder_session=decoder, generation_config=generation)
+    return kind, lambda file: onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
 
 
 @contextmanager

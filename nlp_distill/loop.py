@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nlp_distill.allocator import keep_freed_memory
 from nlp_distill.batches import derived_seed, epoch_steps, micro_batches, rank_share, steps_per_epoch
 from nlp_distill.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
 from nlp_distill.errors import Interrupted, LossNotFinite, RunFailed
@@ -169,6 +170,7 @@ def train(
     Resumes from the newest checkpoint of the same key. Raises `Interrupted` after a checkpoint when
     `setting.stop()` turns true, `LossNotFinite` when the loss does.
     """
+    keep_freed_memory()
     accelerator, task, notify = setting.accelerator, setting.task, setting.notify
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     if min(settings.batch_size, len(rows.lengths)) < world:

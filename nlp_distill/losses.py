@@ -9,7 +9,8 @@ counts, [B] or [B, S].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,50 @@ def at_first(values: Tensor, mask: Tensor) -> Tensor:
     if values.shape[1] == 1:
         return values[:, 0]
     return values[torch.arange(len(mask), device=mask.device), mask.int().argmax(1)]
+
+
+CHUNK = 1 << 20
+"""Numbers of a wide distribution that a loss looks at together: 4 MB of float32, and a few copies of them."""
+
+
+class _InChunks(torch.autograd.Function):
+    """A loss of rows, and its gradient, chunk by chunk: of all rows at once only the gradient is ever made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Tensor, chunks: Iterable[tuple[Any, Tensor]], loss: Callable[..., Tensor], size: int
+    ) -> Tensor:
+        ctx.gradient = torch.empty_like(student)
+        total = student.new_zeros((), dtype=torch.float32)
+        for ours, slope, (theirs, mask) in zip(
+            torch.split(student, size), torch.split(ctx.gradient, size), chunks, strict=True
+        ):
+            with torch.enable_grad():
+                leaf = ours.detach().requires_grad_()
+                value = loss(leaf, theirs, mask)
+            slope.copy_(torch.autograd.grad(value, leaf)[0])
+            total += value.detach()
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.gradient.mul_(outer[0]), None, None, None
+
+
+def in_chunks(
+    loss: Callable[[Tensor, Any, Tensor], Tensor],
+    student: Tensor,
+    pieces: Callable[[int], Iterable[Any]],
+    mask: Tensor,
+) -> Tensor:
+    """`loss(student, teacher, mask)` of logits [B, T, V] or [N, V], never with several copies of them.
+
+    Differentiable once. `pieces(size)`: the teacher's rows [N, …], `size` at a time.
+    """
+    size = max(1, CHUNK // student.shape[-1])
+    chunks = zip(pieces(size), torch.split(mask.flatten(), size), strict=True)
+    total: Tensor = _InChunks.apply(student.flatten(0, -2), chunks, loss, size)  # type: ignore[no-untyped-call]
+    return total
 
 
 def logits_kl(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float, softmax: bool) -> Tensor:

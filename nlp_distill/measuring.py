@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
@@ -150,12 +151,15 @@ def files_to_run(folder: Path, variant: str | None) -> list[Path]:
 
 def _serve(variant: Measured, threads: int, requests: IO[str], answers: IO[str]) -> None:
     """The worker's side: load, then answer requests line by line."""
+    import_engine(variant)
+    held, start = memory_held(), time.perf_counter()
     call = _loaded(variant, threads)
+    loaded = {"load_s": round(time.perf_counter() - start, 3), "held_mb": round(held / 1e6, 1)}
     for line in requests:
         request = json.loads(line)
-        answer: dict[str, Any] = {}
+        answer: dict[str, Any] = {**loaded} if "ready" in request else {}
         if "sequence" in request:
-            answer["ms"] = call(request["sequence"], request["warm_up"], request["runs"])
+            answer["ms"] = call(request["sequence"], request["warm_up"], request["runs"], request.get("batch", 1))
         if "memory" in request:
             answer["peak_memory_mb"] = round(_peak_memory_bytes() / 1e6, 1)
         answers.write(json.dumps(answer) + "\n")
@@ -178,7 +182,21 @@ def _peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _loaded(variant: Measured, threads: int) -> Callable[[int, int, int], list[float]]:
+def memory_held() -> int:
+    """Memory that this process holds now, in bytes; 0 where the system does not say."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.is_file() else 0
+
+
+def import_engine(variant: Measured) -> None:
+    """Import what a variant runs on, so that the time to load is that of the model alone."""
+    from transformers import AutoModel  # noqa: F401
+
+    if form := form_of(variant.variant) if variant.variant else None:
+        import_module(FORMATS[form.format].loader)
+
+
+def _loaded(variant: Measured, threads: int) -> Callable[[int, int, int, int], list[float]]:
     import torch
 
     from nlp_distill.loading import load_model
@@ -199,8 +217,8 @@ def _loaded(variant: Measured, threads: int) -> Callable[[int, int, int], list[f
         run = model
     generator = torch.Generator().manual_seed(0)
 
-    def call(sequence: int, warm_up: int, runs: int) -> list[float]:
-        ids = torch.randint(10, _vocabulary(model.config), (1, sequence), generator=generator)
+    def call(sequence: int, warm_up: int, runs: int, batch: int = 1) -> list[float]:
+        ids = torch.randint(10, _vocabulary(model.config), (batch, sequence), generator=generator)
         given = {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),

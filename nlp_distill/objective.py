@@ -6,7 +6,7 @@ the step's counts, which depend on masks alone and are known before the first fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from nlp_distill.batches import derived_seed
 from nlp_distill.errors import SignalMissing
 from nlp_distill.families import Place, Stack, family_of
-from nlp_distill.losses import LOSSES, at_first, attention_scores, first_tokens
+from nlp_distill.losses import CHUNK, LOSSES, at_first, attention_scores, first_tokens, in_chunks
 from nlp_distill.signals import Request, Signal, TopLogits, check_request
 from nlp_distill.task import Batch, Task
 from nlp_distill.terms import AnyTerm, AttentionTerm, HiddenTerm, LabelsTerm, LayerTerm, LogitsTerm, RelationTerm
@@ -112,13 +112,13 @@ class Objective(nn.Module):
             form = self.task.distribution
             loss = LOSSES["logits"]["mse" if form == "value" else term.distance]
             ours, softmax = self.task.logits(outputs, batch), form == "softmax"
-            sums = []
-            for head, logits in ours.items():
-                theirs = teacher.logits[head]
+
+            def distance(logits: Tensor, theirs: Tensor | TopLogits, counted: Tensor) -> Tensor:
                 if isinstance(theirs, TopLogits):
                     logits, theirs = theirs.against(logits, term.temperature)
-                sums.append(loss(logits, theirs, mask, temperature=term.temperature, softmax=softmax))
-            return torch.stack(sums).mean()
+                return loss(logits, theirs, counted, temperature=term.temperature, softmax=softmax)
+
+            return torch.stack([_wide(distance, ours[head], teacher.logits[head], mask) for head in ours]).mean()
         assert bound.theirs is not None
         places = [((bound.ours.name, s), (bound.theirs.name, t)) for s, t in bound.pairs]
         if isinstance(term, HiddenTerm):
@@ -243,6 +243,18 @@ class Objective(nn.Module):
                     for layer, _ in bound.pairs:
                         made[_key(name, layer)] = nn.Linear(ours, theirs, bias=False)
         return made
+
+
+def _wide(
+    distance: Callable[[Tensor, Any, Tensor], Tensor], ours: Tensor, theirs: Tensor | TopLogits, mask: Tensor
+) -> Tensor:
+    """A distance of logits; of many wide distributions chunk by chunk."""
+    if ours.numel() <= CHUNK:
+        return distance(ours, theirs, mask)
+    if isinstance(theirs, TopLogits):
+        return in_chunks(distance, ours, theirs.pieces, mask)
+    rows = theirs.flatten(0, -2)
+    return in_chunks(distance, ours, lambda size: torch.split(rows, size), mask)
 
 
 def _key(name: str, layer: int) -> str:

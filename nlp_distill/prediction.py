@@ -59,7 +59,7 @@ def choose(path: str | Path, variant: str | None = None) -> Chosen:
     if run.exists():
         others = {"teacher": run.teacher, "control": run.control}
         folder, said = run.model, run.results
-    elif Path(path).is_dir() or "/" not in str(path):
+    elif Path(path).is_dir() or not {"/", "@"} & {*str(path)}:
         folder, said = Path(path), Path(path) / "results.json"
     else:
         folder = resolve(str(path), exports=True).folder

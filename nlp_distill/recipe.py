@@ -264,7 +264,9 @@ class Distill(Settings):
 class Export(Settings):
     """A form of the student to deliver."""
 
-    format: Literal["onnx"] = Field("onnx", description="File format.")
+    format: Literal["onnx", "openvino", "ort", "executorch"] = Field(
+        "onnx", description="File format; `ort` (ONNX Runtime Mobile) and `executorch` are for phones."
+    )
     profile: Profile = Field(
         "fast",
         description="`fast`: lowest latency; `small`: fewest bytes; `mobile`: plain operators for phones; "

@@ -248,8 +248,8 @@ class RunDir:
             self._lock.release()
 
     def exists(self) -> bool:
-        """Whether this is the folder of a run."""
-        return os.path.isfile(self.recipe)
+        """Whether this is the folder of a run: a published model has a recipe, too, but lies at the top itself."""
+        return os.path.isfile(self.recipe) and not os.path.isfile(self.path / "config.json")
 
     def manifest(self) -> dict[str, Any]:
         """Versions, machine and the stages that are complete; empty before the first."""

@@ -32,7 +32,8 @@ class Request:
     """Which signals to read, by place: an objective asks for just those that its terms need.
 
     `cross_query` and `cross_key` are those of the decoder's attention to the encoder; `first`: outputs of which
-    only the first token is read; `bias`: stacks whose position bias is added to the scores.
+    only the first token is read; `bias`: stacks whose position bias is added to the scores; `encoded`: what the
+    encoder says, which a student with the same frozen encoder need not compute.
     """
 
     logits: bool = False
@@ -44,6 +45,7 @@ class Request:
     cross_key: Places = NOWHERE
     bias: frozenset[str] = frozenset()
     first: Places = NOWHERE
+    encoded: bool = False
 
     def __or__(self, other: Request) -> Request:
         joined: dict[str, Any] = {f.name: getattr(self, f.name) | getattr(other, f.name) for f in fields(self)}
@@ -71,6 +73,13 @@ class TopLogits:
     values: Tensor
     indices: Tensor
     tails: dict[float, Tensor]
+
+    def pieces(self, size: int) -> Iterator[TopLogits]:
+        """Its rows [B·T, …], `size` at a time."""
+        values, indices = (torch.split(tensor.flatten(0, 1), size) for tensor in (self.values, self.indices))
+        tails = {temperature: torch.split(tail.flatten(), size) for temperature, tail in self.tails.items()}
+        for number, (some, where) in enumerate(zip(values, indices, strict=True)):
+            yield TopLogits(some, where, {temperature: tail[number] for temperature, tail in tails.items()})
 
     def against(self, student: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """Logits of student [..., V] and teacher over k + 1 classes, all but the k being one: [..., k + 1].
@@ -101,7 +110,7 @@ class Signal:
     cross_key: dict[Place, Tensor] = field(default_factory=dict)
     bias: dict[str, Tensor] = field(default_factory=dict)
     encoded: Tensor | None = None
-    """What the encoder says [B, S, H], where the student shares it (`LiveTeacher.share_encoder`)."""
+    """What the encoder says [B, S, H], where the student shares it (`same_encoder`)."""
 
 
 class TeacherSource(Protocol):
@@ -230,13 +239,6 @@ class LiveTeacher:
         self.first, self.ids = first, ids
         self.model, self.task, self.request, self.autocast = model.eval(), task, request, autocast
         model.requires_grad_(False)
-        self.encoder_shared = False
-
-    def share_encoder(self, student: PreTrainedModel, request: Request) -> bool:
-        """Let one pass serve both where the student's encoder is the teacher's, frozen, and no term reads it."""
-        read = {stack for kind in LAYERED for stack, _ in getattr(request, kind)} | request.bias
-        self.encoder_shared = "encoder" not in read and _same_frozen_encoder(student, self.model)
-        return self.encoder_shared
 
     @torch.no_grad()
     def signal(self, batch: Batch) -> Signal:
@@ -249,21 +251,28 @@ class LiveTeacher:
         with (
             torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
             first_token_only(self.model) if self.first else nullcontext(),
-            capture(self.model, self.request, early=not (self.request.logits or self.encoder_shared)) as signal,
+            capture(self.model, self.request, early=not (self.request.logits or self.request.encoded)) as signal,
         ):
             outputs = self.model(**model_inputs(theirs))
         if self.request.logits:
             logits = self.task.logits(outputs, theirs)
             signal.logits.update(self.task.align(logits, batch, theirs) if "teacher" in batch else logits)
-        if self.encoder_shared:
+        if self.request.encoded:
             signal.encoded = outputs.encoder_last_hidden_state
         return signal
 
 
-def _same_frozen_encoder(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
-    if not (student.config.is_encoder_decoder and teacher.config.is_encoder_decoder):
+def may_share_encoder(student: PreTrainedModel, request: Request) -> bool:
+    """Whether the student's encoder is frozen and no term reads what happens in it."""
+    if not student.config.is_encoder_decoder:
         return False
-    if any(parameter.requires_grad for parameter in student.get_encoder().parameters()):
+    read = {stack for kind in LAYERED for stack, _ in getattr(request, kind)} | request.bias
+    return "encoder" not in read and not any(p.requires_grad for p in student.get_encoder().parameters())
+
+
+def same_encoder(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
+    """Whether two models' encoders have the same weights."""
+    if not teacher.config.is_encoder_decoder:
         return False
     ours, theirs = (model.get_encoder().state_dict() for model in (student, teacher))
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n].cpu(), theirs[n].cpu()) for n in ours)

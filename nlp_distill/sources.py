@@ -18,7 +18,7 @@ import yaml
 
 from nlp_distill.errors import HubUnreachable, ModelNotFound, PickleOnly, WeightsChanged
 from nlp_distill.hub_trouble import reason, status
-from nlp_distill.rundir import sha256_file
+from nlp_distill.rundir import RunDir, sha256_file
 from nlp_distill.strict_yaml import front_matter
 from nlp_distill.vetting import check_folder, inside, read_json
 
@@ -64,9 +64,9 @@ HUB_FILES = [
     "*.spm",
 ]
 HUB_EXPORTS = [
-    f"onnx/{part}{suffix}.onnx"
-    for part in ("model", "encoder_model", "decoder_model", "decoder_model_merged")
-    for suffix in ("", "_quantized")
+    *("recipe.yaml", "pareto.svg"),
+    *("onnx/*.onnx", "onnx/*.onnx_data", "openvino/*.xml", "openvino/*.bin"),
+    *("mobile/*.ort", "mobile/*.pte", "mobile/*.config", "mobile/*.json"),
 ]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".pickle", ".joblib")
@@ -114,7 +114,7 @@ def resolve(reference: str, exports: bool = False) -> Source:
         raise ModelNotFound(reference=reference, reason="its name is empty", fix="Give a folder or a Hub id.")
     path = Path(os.path.expanduser(reference))
     if os.path.isdir(path):
-        folder = path / "model" if (path / "recipe.yaml").is_file() else path
+        folder = RunDir(path).model if RunDir(path).exists() else path
         return _checked(reference, folder, path.resolve().name, None)
     parent_exists = "/" in reference and os.path.isdir(path.parent) and str(path.parent) != "."
     if reference.startswith((".", "/", "~")) or parent_exists:

@@ -30,7 +30,7 @@ from nlp_distill.reports.pages import report_stage
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, read_json, sha256_json, write_json, write_text
 from nlp_distill.scores import predict, raw_lines, read_raw
-from nlp_distill.signals import LiveTeacher, model_inputs
+from nlp_distill.signals import model_inputs
 from nlp_distill.sources import resolve
 from nlp_distill.stage_keys import UPSTREAM, StageKeys
 from nlp_distill.student import Built, cut_student, frozen, shaped_student
@@ -331,11 +331,8 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
         rows = road.train_rows if phase.targets == "data" else _taught_rows(road)
         if theirs is not None and objective.teacher_request:
             rows = road.with_twin(rows, theirs)
-        source = teacher_source(road, phase, objective, rows, student.config, name, key)
         with frozen(student, phase.freeze):
-            if isinstance(source, LiveTeacher) and rows.twin is None:
-                if source.share_encoder(student, objective.student_request):
-                    road.notify("note", message="teacher and student share one pass through the encoder")
+            source = teacher_source(road, phase, objective, rows, student, name, key)
             trained = train(student, objective, source, rows, road.selection_rows, phase, setting, kept, name)
         history.append(trained)
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))

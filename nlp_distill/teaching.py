@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from nlp_distill.cache import FORMAT, CachedTeacher, Examples, Plan, last_stack, obstacle, plan, probe, write
 from nlp_distill.errors import CacheRefused, CacheTooLarge, Interrupted
@@ -27,7 +27,15 @@ from nlp_distill.recipe import Phase
 from nlp_distill.road import Road
 from nlp_distill.rundir import disk_errors, sha256_json
 from nlp_distill.shelf import prune, sealed, sole_writer, teachers_folder, used_now
-from nlp_distill.signals import LAYERED, LiveTeacher, Request, TeacherSource, first_suffices
+from nlp_distill.signals import (
+    LAYERED,
+    LiveTeacher,
+    Request,
+    TeacherSource,
+    first_suffices,
+    may_share_encoder,
+    same_encoder,
+)
 from nlp_distill.sources import resolve
 
 AUTO_BYTES = 2e9
@@ -38,9 +46,10 @@ LIVE, STOPPED = "none", "stopped"
 
 
 def teacher_source(
-    road: Road, phase: Phase, objective: Objective, rows: Rows, student: PretrainedConfig, name: str, key: str
+    road: Road, phase: Phase, objective: Objective, rows: Rows, student: PreTrainedModel, name: str, key: str
 ) -> TeacherSource | None:
-    """The phase's teacher; None when no term needs one.
+    """The phase's teacher; None when no term needs one. It gives what the encoder says where the student, with the
+    same frozen one, need not compute it.
 
     `key`: identity of the phase. What `cache: auto` decided for it is kept, so that a resumed run repeats its bits.
     Raises `CacheRefused`, `CacheTooLarge`, `Interrupted`.
@@ -69,32 +78,47 @@ class Lesson:
     objective: Objective
     teacher: PretrainedConfig
     rows: Rows
-    student: PretrainedConfig
+    student: PreTrainedModel
     name: str
     key: str
     told: bool = False
 
     @cached_property
+    def model(self) -> PreTrainedModel:
+        """The teacher's model."""
+        model: PreTrainedModel = load_model(self.road.rundir.teacher, self.road.task.auto_class)
+        return model
+
+    @cached_property
+    def request(self) -> Request:
+        """What the terms read, and what the encoder says where that spares the student its own."""
+        request = self.objective.teacher_request
+        if self.rows.twin is not None or not may_share_encoder(self.student, self.objective.student_request):
+            return request
+        if not same_encoder(self.student, self.model):
+            return request
+        self.road.notify("note", message="teacher and student share one pass through the encoder")
+        return request | Request(encoded=True)
+
+    @cached_property
     def live(self) -> LiveTeacher:
         """The teacher itself."""
         road = self.road
-        model = load_model(road.rundir.teacher, road.task.auto_class).to(road.accelerator.device)
+        model = self.model.to(road.accelerator.device)
         ids = road.trim.ids() if road.trim is not None else None
-        return LiveTeacher(
-            model, road.task, self.objective.teacher_request, road.setting().autocast, self.first_suffices, ids
-        )
+        return LiveTeacher(model, road.task, self.request, road.setting().autocast, self.first_suffices, ids)
 
     @property
     def first_suffices(self) -> bool:
         """Whether the teacher's last layer is run for the first token alone."""
-        road, request = self.road, self.objective.teacher_request
+        road, request = self.road, self.request
         return self.phase.lean and first_suffices(road.task, self.teacher, request, road.teacher_tokenizer)
 
     @cached_property
     def examples(self) -> Examples:
         """The rows as the loop will read them."""
         road = self.road
-        collate = road.task.collate(road.tokenizer, self.student)
+        collate = road.task.collate(road.tokenizer, self.student.config)
         device = road.accelerator.device
         return Examples(
             self.rows.lengths, lambda numbers, seed: to_device(self.rows.batch(numbers, seed, collate), device)
@@ -103,7 +127,7 @@ class Lesson:
     @cached_property
     def described(self) -> dict[str, Any]:
         """All that the signals depend on."""
-        road, request = self.road, self.objective.teacher_request
+        road, request = self.road, self.request
         twin = self.rows.twin
         wide = self.teacher.is_encoder_decoder and request.logits
         batch = probe(road.task, self.examples)
@@ -169,7 +193,7 @@ class Lesson:
         return str(folder)
 
     def _plan(self, precision: str) -> Plan:
-        request, temperatures = self.objective.teacher_request, self.objective.temperatures
+        request, temperatures = self.request, self.objective.temperatures
         last = last_stack(self.teacher)
         return plan(self.road.task, self.live, request, self.examples, last, precision, temperatures)
 
@@ -185,7 +209,7 @@ class Lesson:
             return f"its cache would take {size}, more than {limit}; `cache:` {smaller}"
         if planned.size > free:
             raise CacheTooLarge(size=size, precision=precision, free=shown(free), folder=folder)
-        held = summary(self.objective.teacher_request)
+        held = summary(self.request)
         self.road.notify("note", message=f"the teacher's signals take {size} ({precision}: {held}), in {folder}")
         return ""
 
@@ -204,7 +228,7 @@ class Lesson:
             "teacher": road.source.name,
             "data": road.slices.source,
             "examples": len(self.rows.lengths),
-            "signals": summary(self.objective.teacher_request),
+            "signals": summary(self.request),
             "precision": precision,
         }
         last = last_stack(self.teacher)
@@ -240,7 +264,7 @@ def summary(request: Request) -> str:
     layers = {kind: len(getattr(request, kind)) for kind in (*LAYERED, "first")}
     named = {"first": "[CLS]"}
     parts = [f"{count} × {named.get(kind, kind.replace('_', ' '))}" for kind, count in layers.items() if count]
-    return ", ".join(["logits"] * request.logits + parts)
+    return ", ".join(["logits"] * request.logits + ["the encoder's output"] * request.encoded + parts)
 
 
 def shown(size: float) -> str:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from nlp_distill.errors import ExportInvalid, NotExportable
-from nlp_distill.recipe import Export, Profile
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from nlp_distill.loop import Notify, Rows
+    from nlp_distill.recipe import Export, Profile
     from nlp_distill.task import Task
 
 
@@ -40,7 +40,7 @@ class Form:
 class Work:
     """What is exported, and the rows that calibrate and judge it: the selection rows, never the reported ones.
 
-    `retrained`: makes another folder of the same student, trained to be quantized; None where nothing can be trained.
+    `retrained`: makes a folder of the same student, trained on to be rounded to some bits; None where nothing can be.
     """
 
     model: Path
@@ -48,7 +48,7 @@ class Work:
     tokenizer: Any
     rows: Rows
     notify: Notify
-    retrained: Callable[[Path], Path] | None = None
+    retrained: Callable[[int], Path] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,8 @@ class Format(ABC):
     """The engine, as the results name it."""
     module: ClassVar[str]
     """A module that is there where the engine is installed."""
+    loader: ClassVar[str]
+    """A module that loads its files: what a process imports once, whatever model it runs."""
     extra: ClassVar[str]
     """Extra of this package that installs it."""
     forms: ClassVar[tuple[Form, ...]]
@@ -82,7 +84,7 @@ class Format(ABC):
     @property
     def installed(self) -> bool:
         """Whether the engine is there."""
-        return find_spec(self.module) is not None
+        return find_spec(self.module.partition(".")[0]) is not None and find_spec(self.module) is not None
 
     def form(self, profile: Profile) -> Form:
         """What a profile makes. Raises `ExportInvalid`."""

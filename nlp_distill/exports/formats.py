@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nlp_distill.exports.executorch import Executorch
 from nlp_distill.exports.format import Form, Format
 from nlp_distill.exports.onnx import Onnx
+from nlp_distill.exports.openvino import OpenVino
+from nlp_distill.exports.ort import Ort
 
-FORMATS: dict[str, Format] = {entry.name: entry for entry in (Onnx(),)}
+FORMATS: dict[str, Format] = {entry.name: entry for entry in (Onnx(), OpenVino(), Ort(), Executorch())}
 
 
 def form_of(variant: str) -> Form | None:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from nlp_distill.errors import MissingExtra
 from nlp_distill.exports.format import Attempt, Form, Format, Work
 from nlp_distill.loading import load_ort, onnx_files
-from nlp_distill.recipe import Export
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from nlp_distill.recipe import Export, Profile
     from nlp_distill.task import Task
 
 
@@ -25,13 +25,16 @@ class Onnx(Format):
     folder = "onnx"
     runtime = "onnxruntime"
     module = "onnxruntime"
+    loader = "optimum.onnxruntime"
     extra = "onnx"
-    forms = (
-        Form("onnx", "fast", "student-onnx-int8", "int8", "_quantized", batch=1),
+    forms: ClassVar[tuple[Form, ...]] = (
+        Form("onnx", "small", "student-onnx-q4", "int4", "_q4"),
+        Form("onnx", "fast", "student-onnx-int8", "int8", "_quantized"),
+        Form("onnx", "mobile", "student-onnx-mobile", "int8", "_uint8"),
         Form("onnx", "dynamic", "student-onnx-dynamic", "int8", "_int8", batch=1),
         Form("onnx", "exact", "student-onnx-fp32", "fp32"),
     )
-    source = "exact"
+    source: ClassVar[Profile | None] = "exact"
 
     def check(self, config: PretrainedConfig, task: Task, settings: Export) -> None:
         """Optimum's word on the type and the task."""
@@ -42,18 +45,24 @@ class Onnx(Format):
             raise MissingExtra(what="Export to ONNX", extra="onnx") from error
         from nlp_distill.exports.onnx_files import export_task
 
-        self.form(settings.profile)
+        form = self.form(settings.profile)
         export_task(config.model_type, task.pipeline_task)
+        if form.profile == "mobile" and config.is_encoder_decoder:
+            raise self.refuse(config, task, "the profile `mobile` is for encoders; take `small`")
 
     def attempts(self, work: Work, form: Form, settings: Export) -> Iterator[Attempt]:
-        """Fp32 as it is; int8 from the fp32 files."""
-        from nlp_distill.exports.onnx_files import dynamic_int8, export_fp32, instruction_set
+        """Fp32 as it is; the others from the fp32 files."""
+        from nlp_distill.exports.onnx_files import dynamic_int8, export, instruction_set
+        from nlp_distill.exports.onnx_ladder import rungs
 
         if form.exact:
-            yield Attempt({}, lambda folder: export_fp32(work.model, work.task.pipeline_task, folder))
+            yield Attempt({}, lambda folder: export(work.model, work.task, folder))
+            return
+        sources = self.files(work.model, self.form("exact"))
+        if form.profile != "dynamic":
+            yield from rungs(work, form, sources)
             return
         target = instruction_set(settings)
-        sources = self.files(work.model, self.form("exact"))
         yield Attempt(
             {"quantization": "dynamic int8, weights per channel", "target": target},
             lambda folder: dynamic_int8(work.model, sources, folder, form.suffix, target),

@@ -59,7 +59,8 @@ class LightClassifier:
 
     def _row(self, entry: str | dict[str, str]) -> Row:
         text, pair = (entry, None) if isinstance(entry, str) else (entry["text"], entry.get("text_pair"))
-        encoded = self.tokenizer.encode(text, pair, self.tokenizer.model_max_length, "longest_first")[0]
+        # To transformers an empty second text is none.
+        encoded = self.tokenizer.encode(text, pair or None, self.tokenizer.model_max_length, "longest_first")[0]
         row = {"input_ids": np.array(encoded.ids)}
         if "token_type_ids" in self.tokenizer.names:
             row["token_type_ids"] = np.array(encoded.type_ids)

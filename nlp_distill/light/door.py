@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nlp_distill.errors import NotLight
 from nlp_distill.exports.formats import form_of
-from nlp_distill.light.classification import LightClassifier
-from nlp_distill.light.question_answering import LightAnswerer
-from nlp_distill.light.tokenizing import says_all
+from nlp_distill.light.stated import says_all
 from nlp_distill.loading import OFFSET_POSITIONS, architectures, onnx_files
 from nlp_distill.rundir import read_json
 from nlp_distill.vetting import check_folder, inside, read_settings
+
+if TYPE_CHECKING:
+    from nlp_distill.light.classification import LightClassifier
+    from nlp_distill.light.question_answering import LightAnswerer
 
 HEADS = {
     "ForSequenceClassification": "classification",
@@ -70,8 +72,12 @@ def load_light(folder: Path, variant: str, threads: int = 1) -> LightClassifier 
     config = read_settings(folder, "config.json")
     model: LightClassifier | LightAnswerer
     if task == "classification":
+        from nlp_distill.light.classification import LightClassifier
+
         model = LightClassifier(folder, file, config, threads)
     else:
+        from nlp_distill.light.question_answering import LightAnswerer
+
         model = LightAnswerer(folder, file, config, made_for(folder)[1], threads)
     if form.precision == "fp32":
         model.graph.try_batches(model.tokenizer.vocabulary, model.tokenizer.model_max_length)

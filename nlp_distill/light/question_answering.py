@@ -162,13 +162,16 @@ def _shares(logits: NDArray[np.float32], allowed: NDArray[np.int64]) -> NDArray[
 def _spans(
     start: NDArray[np.float32], end: NDArray[np.float32], wanted: int, longest: int, allowed: NDArray[np.int64]
 ) -> list[tuple[int, int, float]]:
-    """The best spans of tokens, best first; ties fall as they do in the pipeline, which sorts so."""
+    """The best spans of tokens, best first; ties fall as they do in the pipeline, which sorts so.
+
+    Where there are exactly as many spans as wanted, the pipeline fails.
+    """
     every = np.matmul(np.expand_dims(start, -1), np.expand_dims(end, 1))
     candidates = np.tril(np.triu(every), longest - 1)
     flat = candidates.flatten()
     if wanted == 1:
         order = np.array([np.argmax(flat)])
-    elif len(flat) < wanted:
+    elif len(flat) <= wanted:
         order = np.argsort(-flat)
     else:
         best = np.argpartition(-flat, wanted)[:wanted]

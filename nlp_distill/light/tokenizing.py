@@ -1,8 +1,4 @@
-"""A model folder's fast tokenizer without transformers, where `tokenizer.json` alone says all that it does.
-
-transformers changes what `tokenizer.json` describes where `tokenizer_config.json` says otherwise. Folders where the two
-disagree are left to transformers; those that this project saves agree.
-"""
+"""A model folder's fast tokenizer without transformers."""
 
 from __future__ import annotations
 
@@ -14,20 +10,12 @@ from typing import Any, cast
 from tokenizers import Encoding, Tokenizer
 
 from nlp_distill.errors import ModelNotFound
+from nlp_distill.light.stated import PLAIN
 from nlp_distill.loading import NO_LIMIT, position_limit
-from nlp_distill.vetting import inside, read_json, tokenizer_settings
+from nlp_distill.vetting import inside, tokenizer_settings
 
 WITHOUT_TYPES = ("DistilBert", "Roberta", "XLMRoberta", "Camembert", "MPNet", "Bart", "Barthez")
 """Tokenizers that give no types of tokens unless their settings say so."""
-STATED = {
-    "lowercase": ("do_lower_case", True),
-    "strip_accents": ("strip_accents", None),
-    "handle_chinese_chars": ("tokenize_chinese_chars", True),
-    "add_prefix_space": ("add_prefix_space", False),
-    "trim_offsets": ("trim_offsets", True),
-}
-"""What `tokenizer.json` says of its parts: the setting that transformers would put there, and its default."""
-PLAIN = "PreTrainedTokenizerFast"
 
 
 class LightTokenizer:
@@ -99,37 +87,3 @@ def input_names(settings: dict[str, Any]) -> list[str]:
 def _limit(config: dict[str, Any]) -> int:
     # The one home of this rule reads attributes of a config.
     return position_limit(cast(Any, SimpleNamespace(**config))) or NO_LIMIT
-
-
-def says_all(folder: Path) -> bool:
-    """Whether `tokenizer.json` describes all that transformers would make of the folder's tokenizer."""
-    if inside(folder, "tokenizer.json") is None or inside(folder, "tokenizer_config.json") is None:
-        return False
-    settings, described = tokenizer_settings(folder, "tokenizer_config.json"), read_json(folder, "tokenizer.json")
-    if settings.get("padding_side", "right") != "right" or settings.get("split_special_tokens"):
-        return False
-    known = {entry["id"]: entry for entry in described.get("added_tokens", [])}
-    for number, entry in (settings.get("added_tokens_decoder") or {}).items():
-        if {"id": int(number), **entry} != known.get(int(number)):
-            return False
-    if settings.get("tokenizer_class") == PLAIN:
-        return True
-    return all(_agree(part, settings) for part in _parts(described))
-
-
-def _parts(described: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every part that cuts, changes or surrounds text."""
-    found: list[dict[str, Any]] = []
-    waiting: list[Any] = [described.get(name) for name in ("normalizer", "pre_tokenizer", "post_processor")]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            found.append(part)
-            waiting.extend(part.values())
-        elif isinstance(part, list):
-            waiting.extend(part)
-    return found
-
-
-def _agree(part: dict[str, Any], settings: dict[str, Any]) -> bool:
-    return all(part[said] == settings.get(name, default) for said, (name, default) in STATED.items() if said in part)

@@ -215,12 +215,11 @@ def _limits(results: dict[str, Any], best: dict[str, Any], tokenizer: Any) -> li
         "Latencies are of one machine; compare them with each other rather than with another table's.",
         "A student inherits the biases of its teacher and of its data. None was measured.",
     ]
-    if "dynamic" in str(best["settings"].get("quantization", "")):
-        limits.insert(
-            0,
-            f"{best['name']} scales its activations over the whole batch: ask it one text at a time, as it was scored. "
-            f"Its file was made for {best['settings'].get('target')}, and runs elsewhere at other speeds.",
-        )
+    if best["settings"].get("pipeline_batch") == 1:
+        limits.insert(0, f"Ask {best['name']} one text at a time, as it was scored: its answers depend on batch mates.")
+    if best["settings"].get("target"):
+        target = best["settings"]["target"]
+        limits.insert(0, f"The file of {best['name']} was made for {target}, and runs elsewhere at other speeds.")
     if not _lineage(results).get("licence"):
         limits.append("The teacher's licence is not known here. Find out before you pass the model on.")
     limits += [

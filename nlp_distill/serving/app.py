@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, HTMLResponse
 
 from nlp_distill.serving.api import prediction_router
 from nlp_distill.serving.catalog import Served
@@ -40,21 +40,10 @@ class Settings:
     most_rows: int = 128
 
 
-def make_app(models: list[Served], settings: Settings) -> FastAPI:
-    """The app; its engines start and stop with it."""
-    metrics = Metrics()
-    engines: dict[str, Engine] = {}
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with running(models, settings.threads, settings.most_rows, metrics) as started:
-            engines.update(started)
-            yield
-            engines.clear()
-
+def make_app(models: list[Served], engines: Mapping[str, Engine], metrics: Metrics, settings: Settings) -> FastAPI:
+    """The app. `engines` may fill up after it is made."""
     known = one_token(settings.token) if settings.token else None
-    access = Access(known, settings.hosts, OPEN)
-    app = new_app("nlp-distill serve", access, MAX_BODY, lifespan=lifespan)
+    app = new_app("nlp-distill serve", Access(known, settings.hosts, OPEN), MAX_BODY)
     app.include_router(prediction_router(models, engines, metrics))
     app.include_router(inference_router(models, engines))
     _add_page(app)
@@ -62,8 +51,9 @@ def make_app(models: list[Served], settings: Settings) -> FastAPI:
 
 
 def _add_page(app: FastAPI) -> None:
-    @app.get("/", include_in_schema=False, responses=problems(421))
+    @app.get("/", response_class=HTMLResponse, responses=problems(421))
     async def page() -> FileResponse:
+        """The page to try the models."""
         return FileResponse(PAGE / "page.html", media_type="text/html; charset=utf-8")
 
     for name, kind in PARTS.items():
@@ -76,19 +66,40 @@ def _add_part(app: FastAPI, name: str, kind: str) -> None:
         return FileResponse(PAGE / name, media_type=kind)
 
 
-def serve(models: list[Served], settings: Settings) -> None:
-    """Listen until SIGTERM or SIGINT; requests that are there are answered first."""
-    config = uvicorn.Config(
-        make_app(models, settings),
-        host=settings.host,
-        port=settings.port,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
-        server_header=False,
-        access_log=False,
-        log_level="warning",
-        proxy_headers=False,
-    )
-    # uvicorn sends a signal on once it has stopped, and the end that was asked for is no failure.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run()
+class Server(uvicorn.Server):
+    """Engines first, then the port: what is asked finds somebody who can answer."""
+
+    def __init__(self, models: list[Served], settings: Settings, announce: Callable[[str], None]) -> None:
+        self._models, self._settings, self._announce = models, settings, announce
+        self._engines: dict[str, Engine] = {}
+        self._metrics = Metrics()
+        config = uvicorn.Config(
+            make_app(models, self._engines, self._metrics, settings),
+            host=settings.host,
+            port=settings.port,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+            lifespan="off",
+            server_header=False,
+            access_log=False,
+            log_level="warning",
+            proxy_headers=False,
+        )
+        super().__init__(config)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until SIGTERM or SIGINT; what is being answered then is answered first. Raises `EngineUnfit`."""
+        settings = self._settings
+        async with running(self._models, settings.threads, settings.most_rows, self._metrics) as engines:
+            self._engines.update(engines)
+            # uvicorn sends the signal on once it has stopped, and an end that was asked for is no failure.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: None)
+            await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        for server in self.servers if self.started else []:
+            for listening in server.sockets:
+                host, port = listening.getsockname()[:2]
+                self._announce(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")

@@ -16,11 +16,14 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from nlp_distill.errors import NlpDistillError
-from nlp_distill.light import LightAnswerer, LightClassifier
 from nlp_distill.serving import frames
+
+if TYPE_CHECKING:
+    from nlp_distill.light.classification import LightClassifier
+    from nlp_distill.light.question_answering import LightAnswerer
 
 NICE = 5
 """The web process goes first: it must answer "too busy" at once when engines have all the cores can do."""
@@ -97,7 +100,7 @@ def load(spec: dict[str, Any]) -> Engine:
     """The engine of a spec: `folder`, `variant`, `light`, `threads`."""
     folder, threads = Path(spec["folder"]), int(spec["threads"])
     if spec["light"]:
-        from nlp_distill.light import load_light
+        from nlp_distill.light.door import load_light
 
         # Runs side by side keep all cores busy without waiting for each other, and the answers are those of one thread.
         return LightEngine(load_light(folder, spec["variant"]), threads)
@@ -169,6 +172,7 @@ def serve(source: IO[bytes], out: IO[bytes], engine_of: Callable[[dict[str, Any]
     desk = Desk(engine, out)
     for warm_up in spec[0]["warm_up"]:
         engine.answer([(0, warm_up, {})])
+    os.nice(NICE)
     for _ in range(engine.threads):
         threading.Thread(target=desk.work, daemon=True).start()
     desk.tell({"kind": "ready"})
@@ -183,7 +187,6 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     # What libraries print must not get between the frames.
     os.dup2(2, 1)
-    os.nice(NICE)
     serve(sys.stdin.buffer, out)
     # A run that goes on in a thread has nobody left to tell.
     os._exit(0)

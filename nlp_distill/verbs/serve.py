@@ -52,8 +52,7 @@ def serve(
     check_listening(host, token)
     if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if find_spec(name) is None]:
         raise MissingExtra(what=f"serve ({', '.join(missing)})", extra="serve")
-    from nlp_distill.serving.app import Settings
-    from nlp_distill.serving.app import serve as listen
+    from nlp_distill.serving.app import Server, Settings
     from nlp_distill.serving.catalog import catalog
 
     served = catalog(models, variant or ())
@@ -61,5 +60,5 @@ def serve(
     for model in served:
         without = ", without torch" if model.light else ""
         say(f"{model.id}: {model.variant} ({model.runtime}{without}), {model.task.replace('_', ' ')}")
-    say(f"Listening on http://{host}:{port}" + (" (token needed)" if token else ""))
-    listen(served, Settings(host, port, token, tuple(allow_host or ()), cores, queue))
+    settings = Settings(host, port, token, tuple(allow_host or ()), cores, queue)
+    Server(served, settings, lambda url: say(f"Listening on {url}" + (", with a token" if token else ""))).run()

@@ -157,6 +157,19 @@ def test_cached_and_live_teachers_agree(undisturbed, tiny_data, tmp_path):
     assert code == 0 and all(precision in shown for precision in ("fp32", "bf16", "int8"))
 
 
+@of_tasks("seq2seq")
+def test_a_frozen_encoder_is_run_once_or_never_and_changes_nothing(undisturbed, tmp_path):
+    recipe, _ = undisturbed
+    losses = ("-o", "distill.losses=[{kind: labels}, {kind: logits}, {kind: hidden, stacks: [decoder]}]")
+    told = {}
+    for name, *more in (("live", "distill.cache=none"), ("kept", "distill.cache=fp32")):
+        switches = [part for setting in ("distill.freeze=[encoder]", *more) for part in ("-o", setting)]
+        code, told[name] = here("distill", recipe, "--out", tmp_path / name, *SLOWLY, *losses, *switches)
+        assert code == 0 and "share one pass through the encoder" in told[name], told[name]
+    assert "(fp32: logits, the encoder's output, 2 × hidden)" in told["kept"]
+    agree(history(tmp_path / "live"), history(tmp_path / "kept"))
+
+
 @pytest.mark.parametrize("cache", ["none", "fp32"])
 def test_cls_alone_in_the_last_layer_agrees_with_all_of_it(write_recipe, tmp_path, cache):
     losses = [{"kind": "logits"}, {"kind": "labels"}, {"kind": "hidden", "tokens": "first"}]

@@ -136,6 +136,18 @@ def test_every_signal_from_the_cache_is_the_teachers(kind, precision, tmp_path):
     equal_where_it_counts(live, kept, task, EVERY[kind], precision, last)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_what_an_encoder_says_is_kept_for_a_student_that_shares_it(precision, tmp_path):
+    task, request = Tokens("seq2seq"), Request(hidden=places("decoder", 1), encoded=True)
+    model = tiny_model("t5", "AutoModelForSeq2SeqLM")
+    live, kept = cached(tmp_path / "c", model, task, request, precision, "decoder")
+    batch = task.read(np.array([4, 1, 2]), 0)
+    mask = batch["attention_mask"].bool()
+    found, expected = kept.signal(batch).encoded, live.signal(batch).encoded
+    assert_close(found[mask], expected[mask], "fp32" if precision == "fp32" else "bf16")
+    assert not found[~mask].any()
+
+
 @pytest.mark.parametrize(
     ("kind", "auto"),
     [("tags", "AutoModelForTokenClassification"), ("span", "AutoModelForQuestionAnswering")],

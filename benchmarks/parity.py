@@ -1,0 +1,88 @@
+"""Does all of it change what is learnt? Held-out divergence from the teacher, ours against the plain loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from prepared import AUTO, BATCH, LENGTH, Bench, held_out, texts, write_rows
+
+import nlp_distill
+from nlp_distill.data import slices
+from nlp_distill.loading import load_model, load_tokenizer
+from nlp_distill.loop import Rows, Step, adamw, learning_rate
+from nlp_distill.losses import logits_kl
+from nlp_distill.objective import Objective
+from nlp_distill.recipe import Recipe
+from nlp_distill.signals import LiveTeacher
+from nlp_distill.task import load_task
+
+ROWS, EPOCHS, SEEDS = 960, 2, (0, 1, 2)
+RATE = 2e-4
+
+
+def divergence(teacher: Path, student: Path, texts: list[str]) -> tuple[float, list[int]]:
+    """Mean KL(teacher ‖ student) of the labels at temperature 1 over texts, in fp32; the student's answers."""
+    models = [load_model(folder, AUTO).eval() for folder in (teacher, student)]
+    # Each its own tokenizer: ours has another vocabulary.
+    tokenizers = [load_tokenizer(folder, LENGTH) for folder in (teacher, student)]
+    total, answers = 0.0, []
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
+        with torch.no_grad():
+            theirs, ours = (
+                model(**tokenizer(part, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")).logits
+                for model, tokenizer in zip(models, tokenizers, strict=True)
+            )
+        total += float(logits_kl(ours, theirs, torch.ones(len(part), dtype=torch.bool), temperature=1.0, softmax=True))
+        answers += ours.argmax(-1).tolist()
+    return total / len(texts), answers
+
+
+def plain(bench: Bench, recipe: Recipe, seed: int, out: Path) -> None:
+    """The loop without any of it: random batches padded to their longest, live teacher, fp32, the whole vocabulary."""
+    phase, task = recipe.distill.phases[0], load_task("classification")
+    rows = slices(task.load_data(recipe.data), recipe.data).train
+    tokenizer = load_tokenizer(bench.teacher, LENGTH)
+    teacher, student = (load_model(folder, AUTO) for folder in (bench.teacher, bench.student))
+    examples = Rows(task.features(rows, tokenizer, LENGTH), rows)
+    objective = Objective(phase.losses, task, student.config, teacher.config, {"encoder": [1, 3, 5]})
+    live = LiveTeacher(teacher, task, objective.teacher_request, None)
+    step, collate = Step(student, objective, None).train(), task.collate(tokenizer, student.config)
+    optimizer = adamw(step, phase)
+    torch.manual_seed(seed)
+    order, count = np.random.default_rng(seed), len(rows) // BATCH
+    for number in range(EPOCHS * count):
+        if number % count == 0:
+            shuffled = order.permutation(len(rows))
+        batch = examples.batch(shuffled[number % count * BATCH :][:BATCH], 0, collate)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(phase, number, EPOCHS * count)
+        loss, _ = step(batch, live.signal(batch), {name: float(n) for name, n in objective.counts(batch).items()})
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(step.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    student.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def parity(bench: Bench) -> dict[str, Any]:
+    """Divergences of both, a seed each, and the ratio of their means."""
+    rows = write_rows(bench, "parity", texts(ROWS + 1))
+    found: dict[str, list[float]] = {"ours": [], "plain": []}
+    unseen = [row["text"] for row in held_out()]
+    for seed in SEEDS:
+        settings = {"epochs": EPOCHS, "learning_rate": RATE, "schedule": "linear", "warmup": 0.1}
+        recipe = Recipe.model_validate({**bench.recipe(rows, "wide", **settings), "seed": seed})
+        out = {name: bench.folder / f"parity-{name}-{seed}" for name in found}
+        nlp_distill.run(recipe, out=out["ours"], until="distill")
+        plain(bench, recipe, seed, out["plain"])
+        found["ours"].append(divergence(bench.teacher, out["ours"] / "model", unseen)[0])
+        found["plain"].append(divergence(bench.teacher, out["plain"], unseen)[0])
+        print(f"  seed {seed}: " + ", ".join(f"{name} {values[-1]:.4f}" for name, values in found.items()), flush=True)
+    ratio = float(np.mean(found["ours"]) / np.mean(found["plain"]))
+    kept = {name: [round(value, 5) for value in values] for name, values in found.items()}
+    return {"ratio": round(ratio, 3), "divergence": kept, "rows": ROWS, "epochs": EPOCHS}

@@ -1,0 +1,295 @@
+"""Work in an ONNX graph: fused attention, int8 and 4-bit matrix products, small embeddings.
+
+Nothing here depends on what else is in a batch: activations have scales that were measured before (static), or one
+for each row (`MatMulNBits`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from nlp_distill.exports.onnx_files import quiet
+
+Array = NDArray[Any]
+Feeds = Sequence[Mapping[str, Array]]
+Ranges = dict[str, tuple[float, float]]
+"""Least and greatest value of each activation that a matrix product takes."""
+
+CONTRIB = "com.microsoft"
+SAME = 1e-3
+"""Largest difference of an output that fusing may make; it only changes the order of sums."""
+LARGE = 1 << 10
+"""Elements of a table from which on it is worth quantizing."""
+
+
+def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
+    """The graph and those inside its nodes: the branches of a merged decoder."""
+    waiting = [model.graph]
+    for graph in waiting:
+        yield graph
+        waiting += [part.g for node in graph.node for part in node.attribute if part.type == onnx.AttributeProto.GRAPH]
+
+
+def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """Weights by name."""
+    return {tensor.name: tensor for graph in graphs(model) for tensor in graph.initializer}
+
+
+def products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The matrix products of the main graph with a large constant on the right."""
+    known = constants(model)
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type == "MatMul" and node.input[1] in known and _size(known[node.input[1]]) >= LARGE
+    ]
+
+
+def run(model: onnx.ModelProto, feeds: Feeds) -> Iterator[list[Array]]:
+    """The outputs for each row."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    names = {entry.name for entry in session.get_inputs()}
+    for feed in feeds:
+        yield session.run(None, {name: value for name, value in feed.items() if name in names})
+
+
+def fused(file: Path, feeds: Feeds) -> onnx.ModelProto:
+    """The graph with an attention, a Gelu and a layer norm in one node each, where ONNX Runtime knows their pattern.
+
+    A residual sum is written as `Sum`: ONNX Runtime would join an `Add` with the layer norm after it into a
+    `SkipLayerNormalization`, which takes several times as long on a CPU.
+    """
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    options = FusionOptions("bert")
+    options.use_multi_head_attention = True
+    options.enable_embed_layer_norm = options.enable_skip_layer_norm = options.enable_bias_gelu = False
+    options.use_raw_attention_mask(True)
+    plain = onnx.load(file)
+    with quiet():
+        model = optimize_model(str(file), "bert", opt_level=0, optimization_options=options).model
+    normed = {node.input[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
+    for node in model.graph.node:
+        if node.op_type == "Add" and node.output[0] in normed:
+            node.op_type = "Sum"
+    pairs = zip(run(plain, feeds[:4]), run(model, feeds[:4]), strict=True)
+    worst = max(float(np.abs(a - b).max()) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
+    return model if worst <= SAME else plain
+
+
+def ranges(model: onnx.ModelProto, feeds: Feeds, share: float) -> Ranges:
+    """What `share` per cent of the rows keep within, of every activation that a matrix product takes."""
+    probed = onnx.ModelProto()
+    probed.CopyFrom(model)
+    names = sorted({node.input[0] for node in products(model)})
+    if not names:
+        return {}
+    del probed.graph.output[:]
+    probed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    extremes = np.array([[(float(x.min()), float(x.max())) for x in outputs] for outputs in run(probed, feeds)])
+    low, high = np.percentile(extremes[..., 0], 100 - share, axis=0), np.percentile(extremes[..., 1], share, axis=0)
+    return {name: (min(a, 0.0), max(b, 0.0)) for name, a, b in zip(names, low, high, strict=True)}
+
+
+def static_int8(model: onnx.ModelProto, found: Ranges, plain: bool, without: Iterable[str] = ()) -> onnx.ModelProto:
+    """Matrix products in int8: weights per channel, activations by the scale that their range gives.
+
+    `without`: products (by output) that stay. `plain`: as the quantize–dequantize pairs of the ONNX standard; else
+    as ONNX Runtime's own operator, which also adds the bias.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    known, kept = constants(made), set(without)
+    chosen = {node.output[0]: node for node in products(made) if node.output[0] not in kept}
+    biases = {} if plain else _biases(made, chosen, known)
+    added = {id(node) for node, _ in biases.values()}
+    nodes: list[onnx.NodeProto] = []
+    quantized: set[str] = set()
+    for node in made.graph.node:
+        if id(node) in added:
+            continue
+        if node.output[0] not in chosen:
+            nodes.append(node)
+            continue
+        given, weight = node.input
+        if given not in quantized:
+            quantized.add(given)
+            made.graph.initializer.extend(_activation(given, found[given]))
+            nodes.append(_node("QuantizeLinear", [given, f"{given}_scale", f"{given}_zero"], f"{given}_int8"))
+            if plain:
+                pair = [f"{given}_int8", f"{given}_scale", f"{given}_zero"]
+                nodes.append(_node("DequantizeLinear", pair, f"{given}_back"))
+        names = [f"{weight}_int8", f"{weight}_scale", f"{weight}_zero"]
+        if names[0] not in known:
+            tensors = _per_channel(numpy_helper.to_array(known[weight]), names)
+            made.graph.initializer.extend(tensors)
+            known |= {tensor.name: tensor for tensor in tensors}
+            if plain:
+                nodes.append(_node("DequantizeLinear", names, f"{weight}_back", axis=1))
+        if plain:
+            nodes.append(_node("MatMul", [f"{given}_back", f"{weight}_back"], node.output[0]))
+            continue
+        bias_node, bias = biases.get(node.output[0], (node, ""))
+        inputs = [f"{given}_int8", names[0], f"{given}_scale", names[1], f"{given}_zero", names[2], bias]
+        nodes.append(_node("MatMulIntegerToFloat", inputs, bias_node.output[0], domain=CONTRIB))
+    return _rebuilt(made, nodes)
+
+
+def _biases(
+    model: onnx.ModelProto, chosen: Mapping[str, onnx.NodeProto], known: Mapping[str, onnx.TensorProto]
+) -> dict[str, tuple[onnx.NodeProto, str]]:
+    """The sums with a constant vector that follow a product alone: output of the product → (sum, vector)."""
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    biases = {}
+    for output in chosen:
+        for node in users.get(output, []):
+            other = [name for name in node.input if name != output]
+            vector = len(other) == 1 and other[0] in known and len(known[other[0]].dims) == 1
+            if node.op_type == "Add" and vector and len(users[output]) == 1:
+                biases[output] = (node, other[0])
+    return biases
+
+
+def _activation(name: str, limits: tuple[float, float]) -> list[onnx.TensorProto]:
+    low, high = limits
+    scale = max(high - low, 1e-8) / 255
+    zero = round(float(np.clip(-low / scale, 0, 255)))
+    return [
+        numpy_helper.from_array(np.array(scale, np.float32), f"{name}_scale"),
+        numpy_helper.from_array(np.array(zero, np.uint8), f"{name}_zero"),
+    ]
+
+
+def _per_channel(weight: Array, names: list[str]) -> list[onnx.TensorProto]:
+    scale = np.maximum(np.abs(weight).max(0), 1e-8) / 127
+    rounded = np.clip(np.round(weight / scale), -127, 127).astype(np.int8)
+    parts = (rounded, scale.astype(np.float32), np.zeros(weight.shape[1], np.int8))
+    return [numpy_helper.from_array(part, name) for part, name in zip(parts, names, strict=True)]
+
+
+def few_bits(model: onnx.ModelProto, bits: int, block: int) -> onnx.ModelProto:
+    """Matrix products with weights of 8 or 4 bits in blocks; activations become int8 by a scale of each row's own."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    with quiet():
+        quantizer = MatMulNBitsQuantizer(made, bits, block, is_symmetric=False, accuracy_level=4)
+        quantizer.process()
+    return _rebuilt(quantizer.model.model)
+
+
+def small_tables(model: onnx.ModelProto, bits: int, block: int = 64) -> onnx.ModelProto:
+    """Embeddings as 4 bits in blocks (`GatherBlockQuantized`), or as int8 with a scale a row (plain operators)."""
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    known, done = constants(made), set()
+    for graph in graphs(made):
+        nodes: list[onnx.NodeProto] = []
+        for node in graph.node:
+            table = known.get(node.input[0]) if node.op_type == "Gather" else None
+            if table is None or len(table.dims) != 2 or _size(table) < LARGE:
+                nodes.append(node)
+                continue
+            if table.name not in done:
+                done.add(table.name)
+                parts = _four_bits(table, block) if bits == 4 else _rows_int8(table)
+                made.graph.initializer.extend(parts)
+            nodes += _look_up(node, table.name, bits, block)
+        del graph.node[:]
+        graph.node.extend(nodes)
+    return _rebuilt(made)
+
+
+def _four_bits(table: onnx.TensorProto, block: int) -> list[onnx.TensorProto]:
+    rows = numpy_helper.to_array(table)
+    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % block)), mode="edge").reshape(len(rows), -1, block)
+    low, high = np.minimum(padded.min(-1), 0), np.maximum(padded.max(-1), 0)
+    scale = np.maximum(high - low, 1e-8) / 15
+    zero = np.clip(np.round(-low / scale), 0, 15)
+    levels = np.clip(np.round(padded / scale[..., None]) + zero[..., None], 0, 15).reshape(len(rows), -1)
+    return [
+        numpy_helper.from_array(_packed(levels[:, : rows.shape[1]]), f"{table.name}_q4"),
+        numpy_helper.from_array(scale.astype(np.float32), f"{table.name}_q4_scale"),
+        numpy_helper.from_array(_packed(zero), f"{table.name}_q4_zero"),
+    ]
+
+
+def _packed(levels: Array) -> Array:
+    """Two levels of 4 bits in each byte, the first in the lower half."""
+    even = np.pad(levels.astype(np.uint8), ((0, 0), (0, levels.shape[1] % 2)))
+    packed: Array = even[:, 0::2] | (even[:, 1::2] << 4)
+    return packed
+
+
+def _rows_int8(table: onnx.TensorProto) -> list[onnx.TensorProto]:
+    rows = numpy_helper.to_array(table)
+    scale = np.maximum(np.abs(rows).max(1, keepdims=True), 1e-8) / 127
+    return [
+        numpy_helper.from_array(np.round(rows / scale).astype(np.int8), f"{table.name}_q8"),
+        numpy_helper.from_array(scale.astype(np.float32), f"{table.name}_q8_scale"),
+    ]
+
+
+def _look_up(node: onnx.NodeProto, table: str, bits: int, block: int) -> list[onnx.NodeProto]:
+    output = node.output[0]
+    if bits == 4:
+        inputs = [f"{table}_q4", node.input[1], f"{table}_q4_scale", f"{table}_q4_zero"]
+        settings = {"bits": 4, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+        return [_node("GatherBlockQuantized", inputs, output, domain=CONTRIB, **settings)]
+    return [
+        _node("Gather", [f"{table}_q8", node.input[1]], f"{output}_q8"),
+        _node("Gather", [f"{table}_q8_scale", node.input[1]], f"{output}_scale"),
+        _node("Cast", [f"{output}_q8"], f"{output}_cast", to=TensorProto.FLOAT),
+        _node("Mul", [f"{output}_cast", f"{output}_scale"], output),
+    ]
+
+
+def _node(kind: str, inputs: list[str], output: str, **settings: Any) -> onnx.NodeProto:
+    return helper.make_node(kind, inputs, [output], name=f"{output}/{kind}", **settings)
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    return int(np.prod(tensor.dims))
+
+
+def _rebuilt(model: onnx.ModelProto, nodes: list[onnx.NodeProto] | None = None) -> onnx.ModelProto:
+    """The model with other nodes, each weight once, and without weights that nobody uses any more."""
+    if nodes is not None:
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+    used = {name for graph in graphs(model) for part in (*graph.node,) for name in part.input}
+    used |= {entry.name for graph in graphs(model) for entry in graph.output}
+    for graph in graphs(model):
+        kept = {tensor.name: tensor for tensor in graph.initializer if tensor.name in used}
+        del graph.initializer[:]
+        graph.initializer.extend(kept.values())
+    if not any(entry.domain == CONTRIB for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+    return model
+
+
+def most_sensitive(model: onnx.ModelProto, found: Ranges, feeds: Feeds, count: int) -> list[str]:
+    """The products (by output) whose int8 alone moves the answers most, the worst first."""
+    everything = [node.output[0] for node in products(model)]
+    exact = list(run(model, feeds))
+    moved = {}
+    for name in everything:
+        alone = static_int8(model, found, plain=False, without=[other for other in everything if other != name])
+        pairs = zip(exact, run(alone, feeds), strict=True)
+        moved[name] = max(float(np.abs(a[0] - b[0]).max()) for a, b in pairs)
+    return sorted(moved, key=lambda name: -moved[name])[:count]

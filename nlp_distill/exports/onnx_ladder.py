@@ -1,0 +1,170 @@
+"""What is tried for each profile of ONNX, in order: the next rung only where the one before lost too much."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from nlp_distill.exports import onnx_graph
+from nlp_distill.exports.format import Attempt, Form, Work
+from nlp_distill.exports.onnx_files import export
+from nlp_distill.exports.onnx_graph import Feeds
+
+CALIBRATION_ROWS = 128
+SENSITIVITY_ROWS = 8
+WITHOUT = 3
+"""Products that stay in higher precision when int8 loses too much."""
+
+_BY_ROW = "weights of {} bits in blocks of {}, activations int8 by row"
+
+
+def rungs(work: Work, form: Form, files: list[Path]) -> Iterator[Attempt]:
+    """Ways to make a form of some fp32 files."""
+    if len(files) > 1:
+        yield from _by_weights_alone(form, files)
+        return
+    yield from LADDERS[form.profile](work, form, files[0], calibration(work))
+
+
+def calibration(work: Work) -> Feeds:
+    """Rows of the selection slice as a user would ask them, one at a time: short and long ones alike."""
+    order = np.argsort(work.rows.lengths, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(len(order), CALIBRATION_ROWS)).round().astype(np.int64)]
+    rows = work.rows.take(chosen, seed=0)
+    return [_inputs(row) for row in rows]
+
+
+def _inputs(row: dict[str, Any]) -> dict[str, NDArray[np.int64]]:
+    ids = np.array([row["input_ids"]], np.int64)
+    types = np.array([row["token_type_ids"]], np.int64) if "token_type_ids" in row else np.zeros_like(ids)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
+
+
+def _fast(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
+    model = onnx_graph.fused(file, feeds)
+    all_rows = onnx_graph.ranges(model, feeds, 100)
+    says = "static int8, weights per channel"
+
+    def static(found: onnx_graph.Ranges, bits: int, without: list[str]) -> Callable[[Path], None]:
+        def make(folder: Path) -> None:
+            quantized = onnx_graph.static_int8(model, found, plain=False, without=without)
+            if without:
+                quantized = onnx_graph.few_bits(quantized, 8, 128)
+            _save(onnx_graph.small_tables(quantized, bits), folder, file, form)
+
+        return make
+
+    yield Attempt(_said(says, feeds, "largest values", embeddings=4), static(all_rows, 4, []))
+    worst = onnx_graph.most_sensitive(model, all_rows, feeds[:: max(1, len(feeds) // SENSITIVITY_ROWS)], WITHOUT)
+    said = _said(says, feeds, "largest values", embeddings=8) | {"not_static": worst}
+    yield Attempt(said, static(all_rows, 8, worst))
+    most_rows = onnx_graph.ranges(model, feeds, 99)
+    said = _said(says, feeds, "99 % of the rows", embeddings=8) | {"not_static": worst}
+    yield Attempt(said, static(most_rows, 8, worst))
+    if work.retrained:
+        yield Attempt(
+            _said(says, feeds, "largest values", embeddings=8) | {"trained": "one epoch, quantization-aware"},
+            partial(_retrained_int8, work, form, file, feeds, False),
+        )
+    yield _rows_own_scale(form, file, model, 8, 128)
+
+
+def _small(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
+    model = onnx_graph.fused(file, feeds)
+    yield _rows_own_scale(form, file, model, 4, 128)
+    yield _rows_own_scale(form, file, model, 4, 32)
+    if work.retrained:
+
+        def retrained(folder: Path) -> None:
+            with _exported_anew(work, 4) as trained:
+                _rows_own_scale(form, file, onnx_graph.fused(trained, feeds), 4, 128).write(folder)
+
+        said = {"quantization": _BY_ROW.format(4, 128), "trained": "one epoch, quantization-aware"}
+        yield Attempt(said, retrained)
+    yield _rows_own_scale(form, file, model, 8, 128)
+
+
+def _retrained_int8(work: Work, form: Form, file: Path, feeds: Feeds, plain: bool, folder: Path) -> None:
+    with _exported_anew(work, 8) as trained:
+        model = onnx.load(trained) if plain else onnx_graph.fused(trained, feeds)
+        quantized = onnx_graph.static_int8(model, onnx_graph.ranges(model, feeds, 100), plain)
+        _save(onnx_graph.small_tables(quantized, 8), folder, file, form)
+
+
+@contextmanager
+def _exported_anew(work: Work, bits: int) -> Iterator[Path]:
+    """The fp32 graph of the student that was trained to be rounded."""
+    assert work.retrained is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        export(work.retrained(bits), work.task, Path(scratch))
+        yield Path(scratch) / "model.onnx"
+
+
+def _rows_own_scale(form: Form, file: Path, model: onnx.ModelProto, bits: int, block: int) -> Attempt:
+    def make(folder: Path) -> None:
+        table_bits = 4 if form.profile == "small" else 8
+        quantized = onnx_graph.few_bits(model, bits, block)
+        _save(onnx_graph.small_tables(quantized, table_bits), folder, file, form)
+
+    return Attempt({"quantization": _BY_ROW.format(bits, block)}, make)
+
+
+def _mobile(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
+    model = onnx.load(file)
+
+    def static(share: float, without: list[str]) -> Callable[[Path], None]:
+        def make(folder: Path) -> None:
+            found = onnx_graph.ranges(model, feeds, share)
+            quantized = onnx_graph.static_int8(model, found, plain=True, without=without)
+            _save(onnx_graph.small_tables(quantized, 8), folder, file, form)
+
+        return make
+
+    says = "static int8 (quantize–dequantize pairs), weights per channel"
+    yield Attempt(_said(says, feeds, "largest values", embeddings=8), static(100, []))
+    yield Attempt(_said(says, feeds, "99 % of the rows", embeddings=8), static(99, []))
+    found = onnx_graph.ranges(model, feeds, 100)
+    worst = onnx_graph.most_sensitive(model, found, feeds[:: max(1, len(feeds) // SENSITIVITY_ROWS)], WITHOUT)
+    said = _said(says, feeds, "largest values", embeddings=8) | {"not_quantized": worst}
+    yield Attempt(said, static(100, worst))
+    if work.retrained:
+        yield Attempt(
+            _said(says, feeds, "largest values", embeddings=8) | {"trained": "one epoch, quantization-aware"},
+            partial(_retrained_int8, work, form, file, feeds, True),
+        )
+
+
+LADDERS: dict[str, Callable[[Work, Form, Path, Feeds], Iterator[Attempt]]] = {
+    "fast": _fast,
+    "small": _small,
+    "mobile": _mobile,
+}
+
+
+def _by_weights_alone(form: Form, files: list[Path]) -> Iterator[Attempt]:
+    """Encoder and decoder: what a decoder will see while it generates is not known from rows."""
+    for bits, block in {"small": ((4, 128), (4, 32), (8, 128))}.get(form.profile, ((8, 128), (8, 32))):
+
+        def make(folder: Path, bits: int = bits, block: int = block) -> None:
+            for file in files:
+                quantized = onnx_graph.few_bits(onnx.load(file), bits, block)
+                _save(onnx_graph.small_tables(quantized, 4 if bits == 4 else 8), folder, file, form)
+
+        yield Attempt({"quantization": _BY_ROW.format(bits, block)}, make)
+
+
+def _said(quantization: str, feeds: Feeds, ranges: str, embeddings: int) -> dict[str, Any]:
+    calibrated = {"rows": len(feeds), "ranges": ranges}
+    return {"quantization": quantization, "embedding_bits": embeddings, "calibration": calibrated}
+
+
+def _save(model: onnx.ModelProto, folder: Path, file: Path, form: Form) -> None:
+    onnx.save(model, folder / f"{file.stem}{form.suffix}.onnx")

@@ -1,0 +1,120 @@
+"""The harness of the benchmarks: its order, its statistics, its void rule. No timing."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "arms")]
+
+import goals  # noqa: E402
+import harness  # noqa: E402
+from feed import Feed  # noqa: E402
+from harness import Arm, Block, clock_of, compared, in_turn, interval, measured, speed_ratio  # noqa: E402
+
+
+def blocks(seconds, cpu=None, examples=10):
+    return [Block(wall, used, examples, 130.0, 1.0) for wall, used in zip(seconds, cpu or seconds, strict=True)]
+
+
+def test_rounds_go_forwards_and_backwards():
+    assert [in_turn("abc", number) for number in range(4)] == [[*"abc"], [*"cba"], [*"abc"], [*"cba"]]
+
+
+def test_a_ratio_is_of_the_blocks_of_one_round():
+    """A machine that slows down threefold in some rounds slows both: the ratio stays."""
+    slow = np.array([1, 3, 1, 3, 3, 1])
+    found = speed_ratio({"ours": blocks(slow * 2.0), "theirs": blocks(slow * 5.0)}, "ours", "theirs", "wall")
+    assert found == {"value": 2.5, "ci95": [2.5, 2.5]}
+
+
+def test_a_ratio_counts_examples():
+    found = speed_ratio({"ours": blocks([2.0], examples=40), "theirs": blocks([2.0])}, "ours", "theirs", "cpu")
+    assert found["value"] == 4
+
+
+def test_the_interval_covers_what_the_rounds_say():
+    values = np.random.default_rng(1).normal(5, 1, 40)
+    found = interval(values)
+    assert found["ci95"][0] < np.median(values) < found["ci95"][1]
+    assert 0.2 < found["ci95"][1] - found["ci95"][0] < 1.5
+
+
+@pytest.mark.parametrize(
+    ("wall", "cpu", "clock"), [(1.02, 1.2, "wall"), (1.04, 0.98, "cpu"), (0.96, 1.04, None), (1.03, 1.0, "wall")]
+)
+def test_a_run_counts_by_the_first_clock_whose_control_holds(wall, cpu, clock):
+    assert clock_of({"wall": {"value": wall}, "cpu": {"value": cpu}}) == clock
+
+
+def test_a_void_section_meets_no_goal():
+    same, other = [1.0] * 6, [2.0] * 6
+    found = compared({"ours": blocks(same), "again": blocks([1.2] * 6), "naive": blocks([99.0] * 6)}, "ours", "again")
+    assert found["clock"] is None
+    goal = goals.Goal("x", "s", "naive", 30)
+    assert goal.found({"s": found})["met"] is None
+    held = compared({"ours": blocks(same), "again": blocks(same), "naive": blocks([99.0] * 6)}, "ours", "again")
+    assert goal.found({"s": held})["met"] is True
+    slower = goals.Goal("x", "s", "plain", 1.05, at_most=True)
+    plain = compared({"ours": blocks(other), "again": blocks(other), "plain": blocks(same)}, "ours", "again")
+    assert slower.found({"s": plain}) == {"value": 2.0, "ci95": [2.0, 2.0], "clock": "wall", "met": False}
+
+
+def test_a_goal_is_judged_by_the_worse_end():
+    noisy = {"clock": "cpu", "ratio": {"tuned": {"cpu": {"value": 6.0, "ci95": [4.9, 7.0]}}}}
+    assert goals.Goal("x", "s", "tuned", 5).found({"s": noisy})["met"] is False
+    rows = goals.table({"s": noisy, "parity": {"ratio": 1.01}})
+    assert rows[-1]["met"] is True and rows[0]["why"] == "not measured"
+    assert len(goals.lines(rows)) == len(rows)
+
+
+def test_arms_run_in_turn_in_processes_of_their_own(tmp_path, monkeypatch):
+    """Each block is asked for only when the one before it is done; the warm-up is not counted."""
+    script = tmp_path / "arm.py"
+    script.write_text(
+        f"import json, sys\nsys.path.insert(0, {str(BENCHMARKS / 'arms')!r})\n"
+        "from gate import Gate\nsettings = json.loads(sys.argv[1])\ngate = Gate()\n"
+        "print('what libraries print is no answer')\n"
+        "while True:\n"
+        "    open(settings['log'], 'a').write(settings['name'])\n"
+        "    gate.block(examples=4, tokens=9.0)\n"
+    )
+    monkeypatch.setattr(harness, "ARMS", tmp_path)
+    log = tmp_path / "log"
+    arms = [Arm(name, "arm.py", {"log": str(log), "name": name}) for name in "ab"]
+    found = measured(arms, 3, 1)
+    assert sorted(log.read_text()[:2]) == ["a", "b"] and log.read_text()[2:] == "abbaab"
+    assert [len(values) for values in found.values()] == [3, 3]
+    assert found["a"][0].examples == 4 and found["a"][0].peak_mb >= 0
+
+
+def test_an_arm_that_dies_says_why(tmp_path, monkeypatch):
+    (tmp_path / "arm.py").write_text("raise SystemExit('no such model')")
+    monkeypatch.setattr(harness, "ARMS", tmp_path)
+    with pytest.raises(RuntimeError, match="no such model"):
+        measured([Arm("broken", "arm.py", {})], 1, 1)
+
+
+def test_blocks_of_a_feed_have_about_as_many_tokens(tmp_path):
+    lengths = np.random.default_rng(0).integers(3, 60, 640)
+    order = np.random.default_rng(1).permutation(640).reshape(-1, 32)
+    ids = np.ones(lengths.sum(), dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    sorted_order = np.argsort(lengths, kind="stable").reshape(-1, 32)
+    names = {"order_padded": order, "order_dynamic": order, "order_sorted": sorted_order}
+    np.savez(tmp_path / "rows.npz", ids=ids, starts=starts, **names)
+    feed = Feed(tmp_path / "rows.npz", "sorted", 4)
+    widths = [sum(int(lengths[step].max()) for step in block) for block in feed.blocks]
+    assert len(widths) == 5 and max(widths) < 1.15 * min(widths)
+    batch = feed.batch([0, 1])
+    assert batch["attention_mask"].sum() == lengths[0] + lengths[1]
+    assert Feed(tmp_path / "rows.npz", "padded", 1).batch([0])["input_ids"].shape == (1, 128)
+
+
+def test_results_are_kept_with_where_they_were_taken(tmp_path):
+    target = harness.keep(str(tmp_path / "x.py"), {"value": 1}, harness.machine())
+    kept = json.loads(target.read_text())
+    assert kept["value"] == 1 and {"commit", "versions", "machine"} <= set(kept)
