@@ -26,7 +26,7 @@ Ranges = dict[str, tuple[float, float]]
 CONTRIB = "com.microsoft"
 SAME = 1e-3
 """Largest difference of an output that fusing may make; it only changes the order of sums."""
-LARGE = 1 << 12
+LARGE = 1 << 10
 """Elements of a table from which on it is worth quantizing."""
 
 
@@ -93,6 +93,8 @@ def ranges(model: onnx.ModelProto, feeds: Feeds, share: float) -> Ranges:
     probed = onnx.ModelProto()
     probed.CopyFrom(model)
     names = sorted({node.input[0] for node in products(model)})
+    if not names:
+        return {}
     del probed.graph.output[:]
     probed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     extremes = np.array([[(float(x.min()), float(x.max())) for x in outputs] for outputs in run(probed, feeds)])

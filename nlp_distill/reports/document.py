@@ -223,9 +223,11 @@ def _insights(run: RunDir, task: Task, rows: Dataset | None, results: dict[str, 
             raws[name] = read_raw(file.read_text(encoding="utf-8"))
     if rows is None or best not in raws:
         missing = "the rows" if rows is None else "the answers"
-        return {"missing": f"Scores by group and single answers are left out: {missing} of this run are not here."}
+        said = f"Scores by group and single answers are left out: {missing} of this run are not here."
+        return {"missing": said, **dict.fromkeys(("groups", "confusion", "disagreements", "best"))}
     ours, theirs = raws[best], raws.get("teacher")
     return {
+        "missing": None,
         "groups": grouped(task.groups(ours, rows), None if theirs is None else task.groups(theirs, rows)),
         "confusion": mixed(task.confusion(ours, rows)),
         "disagreements": None if theirs is None else disagreements(task, ours, theirs, rows),

@@ -13,7 +13,7 @@ CORE = ROOT / "nlp_distill"
 
 TIERS = [
     {"errors"},
-    {"allocator", "layers", "presets", "settings", "strict_yaml"},
+    {"allocator", "layers", "presets", "settings", "strict_yaml", "outcome"},
     {"terms", "trouble"},
     {"recipe"},
     {"task", "rundir", "families", "vetting", "hub_trouble"},
@@ -23,12 +23,14 @@ TIERS = [
     {"student", "vocabulary", "stage_keys", "precision", "starter", "starts", "testing", "cache", "asking"},
     {"objective", "scores"},
     {"loop"},
-    {"teacher", "exports"},
+    {"teacher", "exports", "compress"},
     {"measuring", "prediction", "light"},
     {"preflight", "road", "reports", "comparing"},
-    {"variants", "doctor", "estimate", "teaching", "publishing"},
+    {"doctor", "estimate", "teaching", "publishing"},
+    {"retraining"},
+    {"variants"},
     {"stages"},
-    {"display", "reference", "serving"},
+    {"display", "reference", "serving", "service"},
     {"verbs"},
     {"cli"},
 ]
@@ -55,6 +57,10 @@ NO_TORCH = [
     "serving.catalog",
     "serving.frames",
     "web.listening",
+    "service.api.app",
+    "service.worker",
+    "service.client",
+    "service.server",
     "verbs.common",
     "cli",
 ]
