@@ -70,10 +70,10 @@ def service(world):
     server = subprocess.Popen(line, cwd=world, env=environment, stdout=subprocess.PIPE, text=True)
     assert f":{port}" in server.stdout.readline()
     client = Client(environment["NLP_DISTILL_URL"], home=home)
-    until(lambda: answers(client), 60)
+    until(lambda: answers(client), 300)
     yield command, client, server, Home(home)
     server.terminate()
-    server.wait(60)
+    server.wait(300)
     server.stdout.close()
 
 
@@ -96,7 +96,7 @@ def test_from_a_persons_file_to_a_student_through_a_killed_worker(service, world
     command, client, _, home = service
     job = command("submit", "own.yaml", "--name", "mine", "--tag", "t").stdout.strip()
     found = client.jobs.get(job)
-    until(lambda: any("step-" in str(p) for p in home.run(job).rglob("checkpoints/**/step-*")), 120)
+    until(lambda: any("step-" in str(p) for p in home.run(job).rglob("checkpoints/**/step-*")), 600)
     first = worker_of(home)
     os.kill(int(first.split(":")[0]), signal.SIGKILL)
     seen = [event["seq"] for event in found.events()]
@@ -113,7 +113,7 @@ def test_from_a_persons_file_to_a_student_through_a_killed_worker(service, world
     clone = json.loads(command("jobs", "clone", job, "--json").stdout)["id"]
     for what, status in [("pause", {"paused", "pausing"}), ("cancel", {"cancelled", "cancelling"})]:
         assert json.loads(command("jobs", what, clone, "--json").stdout)["status"] in status
-    until(lambda: client.jobs.get(clone).status == "cancelled", 60)
+    until(lambda: client.jobs.get(clone).status == "cancelled", 300)
     command("jobs", "remove", clone)
 
 
@@ -139,9 +139,9 @@ def test_the_server_and_its_worker_stop_together(service, world):
     _, client, server, home = service
     worker = worker_of(home)
     job = client.jobs.create(str(world / "own.yaml"), f"data.dataset={world / 'rows.csv'}")
-    until(lambda: job.refresh().status == "running", 60)
+    until(lambda: job.refresh().status == "running", 300)
     server.terminate()
-    assert server.wait(90) == 0 and not alive(worker)
+    assert server.wait(300) == 0 and not alive(worker)
     database = Database(home.database)
     with database.reading() as connection:
         names = connection.execute(attempts.select()).all()
