@@ -46,6 +46,9 @@ def trainings(events: Iterable[dict[str, Any]]) -> list[Training]:
             started, resumed = stage, False
         elif kind == "resumed":
             resumed = True
+            if said := heard.get(stage):
+                # What came after the last checkpoint is done again.
+                said.progress = {step: losses for step, losses in said.progress.items() if step <= event["step"]}
         elif "losses" in event or (kind == "metric" and "epochs" in event):
             if started is not None and not resumed:
                 heard = {name: said for name, said in heard.items() if name.split(" ")[0] != started}

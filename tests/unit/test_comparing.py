@@ -15,7 +15,7 @@ from nlp_distill.comparing.rows import _real, _within
 from nlp_distill.comparing.subjects import run_of, subjects
 from nlp_distill.comparing.tables import findings
 from nlp_distill.errors import ModelNotFound, NotMeasurable
-from nlp_distill.exports.onnx import export_fp32
+from nlp_distill.exports.onnx_files import export_fp32
 from nlp_distill.loading import load_model
 from nlp_distill.measuring import Measured
 from nlp_distill.testing import save_tiny, tiny_model, tiny_tokenizer
