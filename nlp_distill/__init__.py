@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Client": "service.client",
     "NlpDistillError": "errors",
     "UserError": "errors",
     "Recipe": "recipe",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from nlp_distill.recipe_file import load_recipe as load_recipe
     from nlp_distill.recipe_file import shipped_recipes as shipped_recipes
     from nlp_distill.rundir import RunDir as RunDir
+    from nlp_distill.service.client import Client as Client
     from nlp_distill.stages import Run as Run
     from nlp_distill.stages import run as run
     from nlp_distill.student import cut_student as cut_student

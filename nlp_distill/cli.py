@@ -94,6 +94,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # torchao, which ExecuTorch brings and peft imports, says what it cannot use here.
     for name in ("torchao", "torchao.kernel.intmm", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)

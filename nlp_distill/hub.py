@@ -192,7 +192,8 @@ def _checked(run: Path, repository: str) -> dict[str, Path | bytes]:
     files = publication(run, repository)
     rundir = RunDir(run)
     check_folder(rundir.model)
-    if pickles := [path for path in files if path.endswith(PICKLES)]:
+    # OpenVINO's weights end like pickles.
+    if pickles := [path for path in files if path.endswith(PICKLES) and not path.startswith("openvino/")]:
         raise PublishRefused(repository=repository, reason=f"{pickles[0]} may be a pickle", fix="Remove it.")
     made = rundir.manifest()["stages"]
     for stage in ("distill", "export", "results"):

@@ -63,10 +63,10 @@ HUB_FILES = [
     "spm.model",
     "*.spm",
 ]
-HUB_EXPORTS = ["recipe.yaml", "pareto.svg"] + [
-    f"onnx/{part}{suffix}.onnx"
-    for part in ("model", "encoder_model", "decoder_model", "decoder_model_merged")
-    for suffix in ("", "_quantized")
+HUB_EXPORTS = [
+    *("recipe.yaml", "pareto.svg"),
+    *("onnx/*.onnx", "onnx/*.onnx_data", "openvino/*.xml", "openvino/*.bin"),
+    *("mobile/*.ort", "mobile/*.pte", "mobile/*.config", "mobile/*.json"),
 ]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".pickle", ".joblib")

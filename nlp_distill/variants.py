@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nlp_distill.prediction import variant_pipeline
 from nlp_distill.recipe import Export
 from nlp_distill.reports.card import write_card
 from nlp_distill.reports.results import build_results
+from nlp_distill.retraining import retrained
 from nlp_distill.road import Road
 from nlp_distill.rundir import new_folder, sha256_file, write_json, write_text
 from nlp_distill.scores import agreement, interval, paired_interval, predict, raw_lines, read_raw
@@ -103,7 +105,10 @@ def export_stage(road: Road) -> Made:
 def _exported(road: Road) -> list[dict[str, Any]]:
     if not road.recipe.export:
         return []
-    work = Work(road.rundir.model, road.task, road.tokenizer, road.selection_rows, road.notify)
+    # A training takes all processes, and only the main one exports.
+    alone = road.accelerator.num_processes == 1
+    repair = partial(retrained, road) if alone else None
+    work = Work(road.rundir.model, road.task, road.tokenizer, road.selection_rows, road.notify, repair)
     gate = Gate(work, _outputs(road, Variant("student", work.model), work.rows.raw, "checking"))
     asked: dict[str, list[Export]] = {}
     for settings in road.recipe.export:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlp_distill.errors import MissingExtra
 from nlp_distill.exports.format import Attempt, Form, Format, Work
+from nlp_distill.first_token import can_read_first
 from nlp_distill.recipe import Export
 
 if TYPE_CHECKING:
@@ -50,15 +51,18 @@ class Executorch(Format):
     def attempts(self, work: Work, form: Form, settings: Export) -> Iterator[Attempt]:
         """Float32; or int8 with the table of words in 8 or 4 bits."""
         from nlp_distill.exports.executorch_files import write_program
-        from nlp_distill.loading import load_model
+        from nlp_distill.loading import load_config, load_model
 
         inputs = [name for name in work.tokenizer.model_input_names if name != "attention_mask"]
         longest, bits = work.tokenizer.model_max_length, WORD_BITS.get(form.profile)
-        says = {"quantization": f"int8, activations by token, words int{bits}"} if bits else {}
+        first = work.task.reads_first and can_read_first(load_config(work.model))
+        says: dict[str, Any] = {"last_layer": "first token" if first else "all tokens"}
+        if bits:
+            says["quantization"] = f"int8, activations by token, words int{bits}"
 
         def write(folder: Path) -> None:
             model = load_model(work.model, work.task.auto_class)
-            write_program(model, inputs, longest, folder / f"model{form.suffix}.pte", bits)
+            write_program(model, inputs, longest, folder / f"model{form.suffix}.pte", bits, first)
 
         yield Attempt({**says, "max_length": longest, "inputs": inputs}, write)
 

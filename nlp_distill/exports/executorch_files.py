@@ -11,12 +11,14 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from nlp_distill.first_token import first_token_only
 
 EXAMPLE_TOKENS = 9
 """Length of the rows that a program is traced with; any other between `SHORTEST` and its longest will do."""
@@ -102,13 +104,18 @@ class Program(nn.Module):
 
 
 def write_program(
-    model: PreTrainedModel, inputs: Sequence[str], longest: int, file: Path, word_bits: int | None
+    model: PreTrainedModel,
+    inputs: Sequence[str],
+    longest: int,
+    file: Path,
+    word_bits: int | None = None,
+    first_token: bool = False,
 ) -> None:
     """Write a model as a program for one row of up to `longest` tokens.
 
     `inputs`: names of the tensors that it takes, in order, `input_ids` first. `word_bits`: of the table of words,
-    8 or 4, with int8 linear layers and other tables; None: all in float32. The file itself says its `max_length`,
-    `inputs` and `outputs`.
+    8 or 4, with int8 linear layers and other tables; None: all in float32. `first_token`: the last layer is run for
+    [CLS] alone. The file itself says its `max_length`, `inputs` and `outputs`.
     """
     with quiet(), torch.no_grad():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -121,9 +128,10 @@ def write_program(
         if word_bits is not None:
             _quantize(program, word_bits)
         tokens = torch.export.Dim("tokens", min=SHORTEST, max=longest)
-        exported = torch.export.export(
-            program, example, dynamic_shapes={"given": ({1: tokens},) * len(example)}, strict=False
-        )
+        with first_token_only(program.model) if first_token else nullcontext():
+            exported = torch.export.export(
+                program, example, dynamic_shapes={"given": ({1: tokens},) * len(example)}, strict=False
+            )
         lowered = to_edge_transform_and_lower(
             exported,
             partitioner=[XnnpackPartitioner()],

@@ -40,7 +40,7 @@ class Form:
 class Work:
     """What is exported, and the rows that calibrate and judge it: the selection rows, never the reported ones.
 
-    `retrained`: makes another folder of the same student, trained to be quantized; None where nothing can be trained.
+    `retrained`: makes a folder of the same student, trained on to be rounded to some bits; None where nothing can be.
     """
 
     model: Path
@@ -48,7 +48,7 @@ class Work:
     tokenizer: Any
     rows: Rows
     notify: Notify
-    retrained: Callable[[Path], Path] | None = None
+    retrained: Callable[[int], Path] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from nlp_distill.errors import MissingExtra
 from nlp_distill.exports.format import Attempt, Form, Format, Work
-from nlp_distill.first_token import can_read_first
-from nlp_distill.loading import load_config, load_ort, onnx_files
+from nlp_distill.loading import load_ort, onnx_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -53,19 +52,11 @@ class Onnx(Format):
 
     def attempts(self, work: Work, form: Form, settings: Export) -> Iterator[Attempt]:
         """Fp32 as it is; the others from the fp32 files."""
-        from nlp_distill.exports.onnx_files import dynamic_int8, export_first, export_fp32, instruction_set
+        from nlp_distill.exports.onnx_files import dynamic_int8, export, instruction_set
         from nlp_distill.exports.onnx_ladder import rungs
 
         if form.exact:
-            first = work.task.reads_first and can_read_first(load_config(work.model))
-            yield Attempt(
-                {"last_layer": "first token" if first else "all tokens"},
-                lambda folder: (
-                    export_first(work.model, work.task, folder)
-                    if first
-                    else export_fp32(work.model, work.task.pipeline_task, folder)
-                ),
-            )
+            yield Attempt({}, lambda folder: export(work.model, work.task, folder))
             return
         sources = self.files(work.model, self.form("exact"))
         if form.profile != "dynamic":

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from nlp_distill.errors import NotExportable
-from nlp_distill.first_token import first_token_only
+from nlp_distill.first_token import can_read_first, first_token_only
 from nlp_distill.loading import load_config, load_model
 from nlp_distill.recipe import Export
 from nlp_distill.task import Task
@@ -58,6 +59,15 @@ def instruction_set(settings: Export) -> str:
     except OSError:
         flags = ""
     return "avx512_vnni" if "avx512_vnni" in flags else "avx2"
+
+
+def export(model: Path, task: Task, folder: Path) -> dict[str, Any]:
+    """Write `model.onnx`, its last layer for the first token alone where the task reads no other."""
+    if task.reads_first and can_read_first(load_config(model)):
+        export_first(model, task, folder)
+        return {"last_layer": "first token"}
+    export_fp32(model, task.pipeline_task, folder)
+    return {"last_layer": "all tokens"}
 
 
 def export_first(model: Path, task: Task, folder: Path) -> None:
@@ -120,7 +130,7 @@ def dynamic_int8(model: Path, sources: list[Path], folder: Path, suffix: str, ta
 @contextmanager
 def quiet() -> Iterator[None]:
     """Exporters print and warn about what we check ourselves, by parity on real rows."""
-    loggers = [logging.getLogger(name) for name in ("optimum", "onnxruntime", "root", "torch.onnx")]
+    loggers = [logging.getLogger(name) for name in ("optimum", "onnxruntime", "root", "torch.onnx", "nncf")]
     before = [logger.level for logger in loggers]
     try:
         for logger in loggers:

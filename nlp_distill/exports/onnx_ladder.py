@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from numpy.typing import NDArray
 
 from nlp_distill.exports import onnx_graph
 from nlp_distill.exports.format import Attempt, Form, Work
+from nlp_distill.exports.onnx_files import export
 from nlp_distill.exports.onnx_graph import Feeds
 
 CALIBRATION_ROWS = 128
@@ -19,7 +23,7 @@ SENSITIVITY_ROWS = 8
 WITHOUT = 3
 """Products that stay in higher precision when int8 loses too much."""
 
-Make = Callable[[onnx.ModelProto], onnx.ModelProto]
+_BY_ROW = "weights of {} bits in blocks of {}, activations int8 by row"
 
 
 def rungs(work: Work, form: Form, files: list[Path]) -> Iterator[Attempt]:
@@ -27,8 +31,7 @@ def rungs(work: Work, form: Form, files: list[Path]) -> Iterator[Attempt]:
     if len(files) > 1:
         yield from _by_weights_alone(form, files)
         return
-    feeds = calibration(work)
-    yield from LADDERS[form.profile](form, files[0], feeds)
+    yield from LADDERS[form.profile](work, form, files[0], calibration(work))
 
 
 def calibration(work: Work) -> Feeds:
@@ -45,7 +48,7 @@ def _inputs(row: dict[str, Any]) -> dict[str, NDArray[np.int64]]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": types}
 
 
-def _fast(form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
+def _fast(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
     model = onnx_graph.fused(file, feeds)
     all_rows = onnx_graph.ranges(model, feeds, 100)
     says = "static int8, weights per channel"
@@ -66,14 +69,43 @@ def _fast(form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
     most_rows = onnx_graph.ranges(model, feeds, 99)
     said = _said(says, feeds, "99 % of the rows", embeddings=8) | {"not_static": worst}
     yield Attempt(said, static(most_rows, 8, worst))
+    if work.retrained:
+        yield Attempt(
+            _said(says, feeds, "largest values", embeddings=8) | {"trained": "one epoch, quantization-aware"},
+            partial(_retrained_int8, work, form, file, feeds, False),
+        )
     yield _rows_own_scale(form, file, model, 8, 128)
 
 
-def _small(form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
+def _small(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
     model = onnx_graph.fused(file, feeds)
     yield _rows_own_scale(form, file, model, 4, 128)
     yield _rows_own_scale(form, file, model, 4, 32)
+    if work.retrained:
+
+        def retrained(folder: Path) -> None:
+            with _exported_anew(work, 4) as trained:
+                _rows_own_scale(form, file, onnx_graph.fused(trained, feeds), 4, 128).write(folder)
+
+        said = {"quantization": _BY_ROW.format(4, 128), "trained": "one epoch, quantization-aware"}
+        yield Attempt(said, retrained)
     yield _rows_own_scale(form, file, model, 8, 128)
+
+
+def _retrained_int8(work: Work, form: Form, file: Path, feeds: Feeds, plain: bool, folder: Path) -> None:
+    with _exported_anew(work, 8) as trained:
+        model = onnx.load(trained) if plain else onnx_graph.fused(trained, feeds)
+        quantized = onnx_graph.static_int8(model, onnx_graph.ranges(model, feeds, 100), plain)
+        _save(onnx_graph.small_tables(quantized, 8), folder, file, form)
+
+
+@contextmanager
+def _exported_anew(work: Work, bits: int) -> Iterator[Path]:
+    """The fp32 graph of the student that was trained to be rounded."""
+    assert work.retrained is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        export(work.retrained(bits), work.task, Path(scratch))
+        yield Path(scratch) / "model.onnx"
 
 
 def _rows_own_scale(form: Form, file: Path, model: onnx.ModelProto, bits: int, block: int) -> Attempt:
@@ -82,10 +114,10 @@ def _rows_own_scale(form: Form, file: Path, model: onnx.ModelProto, bits: int, b
         quantized = onnx_graph.few_bits(model, bits, block)
         _save(onnx_graph.small_tables(quantized, table_bits), folder, file, form)
 
-    return Attempt({"quantization": f"weights of {bits} bits in blocks of {block}, activations int8 by row"}, make)
+    return Attempt({"quantization": _BY_ROW.format(bits, block)}, make)
 
 
-def _mobile(form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
+def _mobile(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
     model = onnx.load(file)
 
     def static(share: float, without: list[str]) -> Callable[[Path], None]:
@@ -103,9 +135,14 @@ def _mobile(form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
     worst = onnx_graph.most_sensitive(model, found, feeds[:: max(1, len(feeds) // SENSITIVITY_ROWS)], WITHOUT)
     said = _said(says, feeds, "largest values", embeddings=8) | {"not_quantized": worst}
     yield Attempt(said, static(100, worst))
+    if work.retrained:
+        yield Attempt(
+            _said(says, feeds, "largest values", embeddings=8) | {"trained": "one epoch, quantization-aware"},
+            partial(_retrained_int8, work, form, file, feeds, True),
+        )
 
 
-LADDERS: dict[str, Callable[[Form, Path, Feeds], Iterator[Attempt]]] = {
+LADDERS: dict[str, Callable[[Work, Form, Path, Feeds], Iterator[Attempt]]] = {
     "fast": _fast,
     "small": _small,
     "mobile": _mobile,
@@ -121,7 +158,7 @@ def _by_weights_alone(form: Form, files: list[Path]) -> Iterator[Attempt]:
                 quantized = onnx_graph.few_bits(onnx.load(file), bits, block)
                 _save(onnx_graph.small_tables(quantized, 4 if bits == 4 else 8), folder, file, form)
 
-        yield Attempt({"quantization": f"weights of {bits} bits in blocks of {block}, activations int8 by row"}, make)
+        yield Attempt({"quantization": _BY_ROW.format(bits, block)}, make)
 
 
 def _said(quantization: str, feeds: Feeds, ranges: str, embeddings: int) -> dict[str, Any]:

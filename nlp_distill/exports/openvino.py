@@ -194,6 +194,10 @@ def _compress(files: list[Path], form: Form, chosen: dict[str, Any], folder: Pat
     from nlp_distill.exports.onnx_files import quiet
 
     settings = {**chosen, "mode": nncf.CompressWeightsMode(chosen["mode"])}
+    if "group_size" in chosen:
+        # A width that groups do not divide takes smaller ones.
+        smaller = nncf.GroupSizeFallbackMode.ADJUST
+        settings["advanced_parameters"] = nncf.AdvancedCompressionParameters(group_size_fallback_mode=smaller)
     for file in files:
         with quiet():
             made = nncf.compress_weights(openvino.Core().read_model(file), **settings)

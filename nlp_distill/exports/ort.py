@@ -33,33 +33,36 @@ class Ort(Onnx):
     folder = "mobile"
     runtime = "onnxruntime-mobile"
     forms = (
-        Form("ort", "mobile", "student-ort-int8", "int8", "_quantized", batch=1),
+        Form("ort", "mobile", "student-ort-int8", "int8", "_quantized"),
         Form("ort", "exact", "student-ort-fp32", "fp32"),
     )
     source = None
 
     def check(self, config: PretrainedConfig, task: Task, settings: Export) -> None:
-        """What ONNX refuses, and models of more than one graph."""
-        super().check(config, task, settings)
+        """Models of more than one graph are refused, and what ONNX refuses."""
         if config.is_encoder_decoder:
             raise self.refuse(config, task, "it is two graphs, an encoder and a decoder")
+        super().check(config, task, settings)
 
     def attempts(self, work: Work, form: Form, settings: Export) -> Iterator[Attempt]:
-        """A conversion of ONNX files made for it; int8 is for arm64 unless another target is asked for."""
-        from nlp_distill.exports.onnx_files import dynamic_int8, export_fp32
+        """Conversions of what ONNX would make for the same profile, from fp32 files made for it."""
+        from nlp_distill.exports.onnx_ladder import rungs
 
-        target = "arm64" if settings.target == "auto" else settings.target
+        onnx = Onnx()
+        twin = onnx.form(form.profile)
+        with tempfile.TemporaryDirectory() as scratch:
+            exact = next(onnx.attempts(work, onnx.form("exact"), settings))
+            exact.write(Path(scratch))
+            graphs = [Path(scratch) / "model.onnx"]
+            for attempt in [exact] if form.exact else rungs(work, twin, graphs):
 
-        def write(folder: Path) -> None:
-            with tempfile.TemporaryDirectory() as scratch:
-                graphs = Path(scratch)
-                export_fp32(work.model, work.task.pipeline_task, graphs)
-                if not form.exact:
-                    dynamic_int8(work.model, [graphs / "model.onnx"], graphs, form.suffix, target)
-                convert(graphs / f"model{form.suffix}.onnx", folder)
+                def write(folder: Path, attempt: Attempt = attempt) -> None:
+                    with tempfile.TemporaryDirectory() as made:
+                        attempt.write(Path(made))
+                        graph = Path(made) / f"model{twin.suffix}.onnx"
+                        convert(graph.rename(Path(made) / f"model{form.suffix}.onnx"), folder)
 
-        says = {} if form.exact else {"quantization": "dynamic int8, weights per channel", "target": target}
-        yield Attempt(says, write)
+                yield Attempt(attempt.says, write)
 
     def files(self, model: Path, form: Form) -> list[Path]:
         """The graph, and the list of its operators."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nlp_distill.hub import PLACE
 
@@ -16,8 +16,21 @@ WORDS = {
     "question": "Who wrote it?",
     "context": "Jane wrote it.",
 }
-DTYPES = {"fp32": "fp32", "int8": "q8"}
-"""Precision of our files → transformers.js's name of it."""
+DTYPES = {"_quantized": "q8", "_uint8": "uint8", "_int8": "int8", "_q4": "q4", "": "fp32"}
+"""How a file's name ends → what transformers.js calls it (its DEFAULT_DTYPE_SUFFIX_MAPPING)."""
+
+
+class Engine(NamedTuple):
+    """Where Optimum has what runs an engine's files."""
+
+    models: str
+    pipelines: str
+    kind: str
+    accelerator: str
+
+
+ONNX = Engine("optimum.onnxruntime", "optimum.pipelines", "ORTModel", "ort")
+OPENVINO = Engine("optimum.intel", "optimum.intel.pipelines", "OVModel", "openvino")
 
 
 def uses(results: dict[str, Any], task: Task, tokenizer: Any) -> list[dict[str, str]]:
@@ -25,20 +38,23 @@ def uses(results: dict[str, Any], task: Task, tokenizer: Any) -> list[dict[str, 
     asked = _asked(results, task, tokenizer)
     settings = _settings(task.pipeline_settings(tokenizer))
     found = [{"title": "With transformers", "language": "python", "code": _transformers(task, asked, settings)}]
-    if (variant := _onnx(results)) is not None:
-        code = _optimum(task, asked, settings, variant)
+    if (variant := _delivered(results, "onnx")) is not None:
+        code = _optimum(task, asked, settings, variant, ONNX)
         title = f"With Optimum and ONNX Runtime ({variant['name']}; without the names of its files Optimum takes fp32)"
         found.append({"title": title, "language": "python", "code": code})
         title = "In the browser or in Node, with transformers.js (@huggingface/transformers)"
         found.append({"title": title, "language": "js", "code": _javascript(task, asked, variant)})
+    variant = _delivered(results, "openvino")
+    if variant is not None and "file_name" in variant["settings"]:
+        code = _optimum(task, asked, settings, variant, OPENVINO)
+        title = f"With Optimum Intel and OpenVINO ({variant['name']})"
+        found.append({"title": title, "language": "python", "code": code})
     return found
 
 
-def _onnx(results: dict[str, Any]) -> dict[str, Any] | None:
-    """The recommended variant where it is ONNX, else the smallest that is."""
-    ready = [
-        v for v in results["variants"] if v["runtime"] == "onnxruntime" and v["score"] and v["precision"] in DTYPES
-    ]
+def _delivered(results: dict[str, Any], folder: str) -> dict[str, Any] | None:
+    """The recommended variant where its files lie in the folder, else the smallest of those that do."""
+    ready = [v for v in results["variants"] if v["score"] and v["settings"].get("subfolder") == folder]
     named = [variant for variant in ready if variant["name"] == results["recommended"]]
     return next(iter(named or sorted(ready, key=lambda variant: int(variant["bytes"]))), None)
 
@@ -77,28 +93,32 @@ def _transformers(task: Task, asked: Any, settings: str) -> str:
     )
 
 
-def _optimum(task: Task, asked: Any, settings: str, variant: dict[str, Any]) -> str:
-    kind = task.auto_class.replace("AutoModel", "ORTModel")
+def _optimum(task: Task, asked: Any, settings: str, variant: dict[str, Any], engine: Engine) -> str:
+    kind = task.auto_class.replace("AutoModel", engine.kind)
     names = {name: value for name, value in variant["settings"].items() if name.endswith("file_name")}
     if "merged" in names.get("decoder_file_name", ""):
         names["decoder_with_past_file_name"] = names["decoder_file_name"]
     chosen = "".join(f', {name}="{value}"' for name, value in names.items())
+    if "ov_config" in variant["settings"]:
+        chosen += f", ov_config={_quoted(variant['settings']['ov_config'])}"
+    made = f'"{task.pipeline_task}", model=model, tokenizer=tokenizer, accelerator="{engine.accelerator}"{settings}'
     return "\n".join(
         [
-            f"from optimum.onnxruntime import {kind}",
-            "from optimum.pipelines import pipeline",
+            f"from {engine.models} import {kind}",
+            f"from {engine.pipelines} import pipeline",
             "from transformers import AutoTokenizer",
             "",
-            f'model = {kind}.from_pretrained("{PLACE}", subfolder="onnx"{chosen})',
+            f'model = {kind}.from_pretrained("{PLACE}", subfolder="{variant["settings"]["subfolder"]}"{chosen})',
             f'tokenizer = AutoTokenizer.from_pretrained("{PLACE}")',
-            f'pipe = pipeline("{task.pipeline_task}", model=model, tokenizer=tokenizer, accelerator="ort"{settings})',
+            f"pipe = pipeline({made})",
             f"print(pipe({_call(asked)}))",
         ]
     )
 
 
 def _javascript(task: Task, asked: Any, variant: dict[str, Any]) -> str:
-    dtype = DTYPES[variant["precision"]]
+    file = variant["settings"].get("file_name") or variant["settings"]["decoder_file_name"]
+    dtype = next(dtype for suffix, dtype in DTYPES.items() if file.endswith(f"{suffix}.onnx"))
     if isinstance(asked, dict) and "text_pair" in asked:
         # Its pipelines take no pairs.
         first, second = _quoted(asked["text"]), _quoted(asked["text_pair"])

@@ -55,6 +55,7 @@ class Attempt:
     log_size: int = -1
     asked: bool = False
     limit: Ending | None = None
+    stop_at: float | None = None
     kills_before: int = field(default_factory=machine_ran_out_of_memory)
 
     def __post_init__(self) -> None:
@@ -75,6 +76,8 @@ class Attempt:
                 self.executor.stop(self.handle, self.grace_s)
             elif self.limit is None and not self.asked:
                 self._keep_limits()
+            elif self.stop_at is not None and time.monotonic() > self.stop_at:
+                self.executor.stop(self.handle, 0)
         return state
 
     def take_in(self) -> None:
@@ -94,9 +97,10 @@ class Attempt:
         elif self.deadline_at is not None and now_ms() > self.deadline_at:
             self._stop(Reason.DEADLINE, "Its deadline passed before it was done.", self.grace_s)
         elif time.monotonic() - self.moved > self.stall_s:
-            # Every thread says in the log where it stands.
+            # Every thread says in the log where it stands; SIGTERM at once would cut that short.
             send(list(members(self.claim.attempt_id)), signal.SIGABRT)
-            self._stop(Reason.STALLED, f"It said nothing for {self.stall_s:g} s.", DUMP_S)
+            self.limit = Ending("failed", Reason.STALLED, f"It said nothing for {self.stall_s:g} s.")
+            self.stop_at = time.monotonic() + DUMP_S
 
     def _stop(self, reason: Reason, detail: str, grace_s: float) -> None:
         self.limit = Ending("failed", reason, detail)

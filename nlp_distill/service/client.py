@@ -26,21 +26,30 @@ from nlp_distill.service.home import Home
 URL_VARIABLE, TOKEN_VARIABLE = "NLP_DISTILL_URL", "NLP_DISTILL_TOKEN"
 DEFAULT_URL = "http://127.0.0.1:8000"
 TERMINAL = ("succeeded", "failed", "cancelled")
-TRIES, PAUSE_S = 6, 0.5
+PAUSE_S, LONGEST_PAUSE_S = 0.5, 4.0
+AT_FIRST_S = 2.0
+"""How long a service that never answered is waited for."""
 GATEWAY = (502, 503, 504)
 
 
 class Client:
     """A service. `url`: else `NLP_DISTILL_URL`, else this machine; `token`: else `NLP_DISTILL_TOKEN`, else the one
-    that the service of this machine keeps for its owner.
+    that the service of this machine keeps for its owner. `patience_s`: how long one that did answer may be gone.
     """
 
-    def __init__(self, url: str | None = None, token: str | None = None, home: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        home: str | Path | None = None,
+        patience_s: float = 60.0,
+    ) -> None:
         self.url = (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
         token = token or os.environ.get(TOKEN_VARIABLE) or _own_token(Home(home))
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(30.0, write=600.0)
         self.http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        self.patience_s, self._met = patience_s, False
         self.jobs = Jobs(self)
         self.files = Files(self)
 
@@ -51,17 +60,18 @@ class Client:
 
     def send(self, method: str, path: str, **sent: Any) -> httpx.Response:
         """The answer; asked again while the service starts anew."""
-        for attempt in range(TRIES):
+        pause, end = PAUSE_S, time.monotonic() + (self.patience_s if self._met else AT_FIRST_S)
+        while True:
             try:
                 answer = self.http.request(method, path, **sent)
-            except httpx.TransportError as error:
-                if attempt == TRIES - 1:
-                    raise ServiceUnreachable(url=self.url, reason=type(error).__name__) from error
-            else:
-                if answer.status_code not in GATEWAY or attempt == TRIES - 1:
+                self._met = True
+                if answer.status_code not in GATEWAY or time.monotonic() > end:
                     return checked(answer)
-            time.sleep(PAUSE_S * 2**attempt)
-        raise AssertionError
+            except httpx.TransportError as error:
+                if time.monotonic() > end:
+                    raise ServiceUnreachable(url=self.url, reason=type(error).__name__) from error
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def system(self) -> dict[str, Any]:
         """Versions, devices, disk, queue."""
@@ -242,10 +252,10 @@ class Job:
         """Forget it, with what it made."""
         self.client.ask("DELETE", self.path)
 
-    def events(self, after: int = 0, patience_s: float = 60.0) -> Iterator[dict[str, Any]]:
+    def events(self, after: int = 0) -> Iterator[dict[str, Any]]:
         """Events as they happen, until the job is over; each once, in order, whatever breaks meanwhile.
 
-        Raises `ServiceUnreachable` when the service is gone for longer than `patience_s`.
+        Raises `ServiceUnreachable` when the service is gone for longer than the client's patience.
         """
         gone_since: float | None = None
         while True:
@@ -258,7 +268,7 @@ class Job:
                     yield data
             except httpx.TransportError as error:
                 gone_since = gone_since or time.monotonic()
-                if time.monotonic() - gone_since > patience_s:
+                if time.monotonic() - gone_since > self.client.patience_s:
                     raise ServiceUnreachable(url=self.client.url, reason=type(error).__name__) from error
             time.sleep(PAUSE_S)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, HTMLResponse
 
 from nlp_distill.serving.api import prediction_router
 from nlp_distill.serving.catalog import Served
@@ -51,8 +51,9 @@ def make_app(models: list[Served], engines: Mapping[str, Engine], metrics: Metri
 
 
 def _add_page(app: FastAPI) -> None:
-    @app.get("/", include_in_schema=False, responses=problems(421))
+    @app.get("/", response_class=HTMLResponse, responses=problems(421))
     async def page() -> FileResponse:
+        """The page to try the models."""
         return FileResponse(PAGE / "page.html", media_type="text/html; charset=utf-8")
 
     for name, kind in PARTS.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from nlp_distill.web.text import Text
 
@@ -13,6 +13,16 @@ MOST_INPUTS = 64
 MOST_CHARACTERS = 100_000
 Words = Annotated[Text, Field(max_length=MOST_CHARACTERS, description="A text.")]
 Given = Annotated[Text, Field(min_length=1, max_length=MOST_CHARACTERS, description="A text, not empty.")]
+
+
+def _no(value: bool) -> bool:
+    if value:
+        raise ValueError("it may only be false")
+    return value
+
+
+No = Annotated[bool, AfterValidator(_no), WithJsonSchema({"type": "boolean", "const": False})]
+"""What some clients always send; to `Literal[False]` a 0 would be no different."""
 
 
 class Strict(BaseModel):
@@ -82,10 +92,10 @@ class GenerationParameters(GenerateParameters):
     clean_up_tokenization_spaces: bool | None = Field(None, description="Whether blanks before points are removed.")
     truncation: bool | None = Field(None, description="Whether long texts are cut; unset: they are.")
     generate_parameters: GenerateParameters | None = Field(None, description="The same, one level down.")
-    details: Literal[False] | None = Field(None, description="There are none.")
-    decoder_input_details: Literal[False] | None = Field(None, description="There are none.")
-    return_full_text: Literal[False] | None = Field(None, description="Changes nothing: answers do not repeat texts.")
-    watermark: Literal[False] | None = Field(None, description="There is none.")
+    details: No | None = Field(None, description="There are none.")
+    decoder_input_details: No | None = Field(None, description="There are none.")
+    return_full_text: No | None = Field(None, description="Changes nothing: answers do not repeat texts.")
+    watermark: No | None = Field(None, description="There is none.")
 
 
 class MaskParameters(Strict):
@@ -97,7 +107,7 @@ class MaskParameters(Strict):
 class Body(Strict):
     """What every prediction takes."""
 
-    stream: Literal[False] = Field(False, description="Answers come whole; clients that ask for it may say so.")
+    stream: No = Field(False, description="Answers come whole; clients that ask for it may say so.")
 
 
 class ClassificationBody(Body):

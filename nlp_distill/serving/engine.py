@@ -172,6 +172,8 @@ def serve(source: IO[bytes], out: IO[bytes], engine_of: Callable[[dict[str, Any]
     desk = Desk(engine, out)
     for warm_up in spec[0]["warm_up"]:
         engine.answer([(0, warm_up, {})])
+    if sys.platform != "win32":
+        os.nice(NICE)
     for _ in range(engine.threads):
         threading.Thread(target=desk.work, daemon=True).start()
     desk.tell({"kind": "ready"})
@@ -186,7 +188,6 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     # What libraries print must not get between the frames.
     os.dup2(2, 1)
-    os.nice(NICE)
     serve(sys.stdin.buffer, out)
     # A run that goes on in a thread has nobody left to tell.
     os._exit(0)

@@ -30,7 +30,7 @@ WARM_UP: dict[str, list[Any]] = {
 LONGEST_SECONDS = 120.0
 """An engine that owes an answer for so long is started anew."""
 LONGEST_PAUSE = 30.0
-START_SECONDS = 180.0
+START_SECONDS = 600.0
 STOP_SECONDS = 5.0
 
 
@@ -63,6 +63,7 @@ class Engine:
         self._count = 0
         self._row_seconds = 0.01
         self._process: asyncio.subprocess.Process | None = None
+        metrics.rows.labels(served.id).set_function(lambda: self._rows)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Engine]:
@@ -134,7 +135,11 @@ class Engine:
             "warm_up": WARM_UP.get(served.task, []),
         }
         self._process.stdin.write(frames.pack(spec))
-        frame = await asyncio.wait_for(frames.receive(self._process.stdout), START_SECONDS)
+        try:
+            frame = await asyncio.wait_for(frames.receive(self._process.stdout), START_SECONDS)
+        except asyncio.TimeoutError as error:
+            self._process.kill()
+            raise EngineUnfit(model=served.id, reason=f"not within {START_SECONDS:g} s") from error
         if frame is None or frame[0]["kind"] != "ready":
             reason = frame[0]["reason"] if frame else f"exit code {await self._process.wait()}"
             raise EngineUnfit(model=served.id, reason=reason)
@@ -156,7 +161,7 @@ class Engine:
                 await asyncio.sleep(pause)
                 pause = min(max(1.0, 2 * pause), LONGEST_PAUSE)
                 await self._stop()
-                with contextlib.suppress(EngineUnfit, asyncio.TimeoutError):
+                with contextlib.suppress(EngineUnfit):
                     await self._start()
 
     async def _hand_out(self) -> None:
@@ -166,7 +171,6 @@ class Engine:
             head, body = frame
             waiting = self._waiting.pop(head["id"])
             self._rows -= waiting.rows
-            self._metrics.rows.labels(name).set(self._rows)
             self._metrics.engine_seconds.labels(name).observe(head["seconds"])
             self._metrics.together.labels(name).observe(head["together"])
             # How long a row keeps the queue waiting: the threads work side by side.
@@ -188,7 +192,6 @@ class Engine:
                 waiting.future.set_exception(not_ready(self.served.id))
         self._waiting.clear()
         self._rows = 0
-        self._metrics.rows.labels(self.served.id).set(0)
 
     async def _watch(self) -> None:
         """End a process that owes an answer for too long; `_live` does the rest."""

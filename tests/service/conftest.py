@@ -82,15 +82,20 @@ def script_runs(script):
 def worker_of(home, queue):
     """A worker whose attempts run a script."""
 
-    def make(script, settings=FAST, **more):
-        worker = Worker(home, queue, LocalExecutor(), settings, **more)
+    made = []
+
+    def make(script, settings=FAST):
+        worker = Worker(home, queue, LocalExecutor(), settings)
         worker.prepare = script_runs(script)
+        made.append(worker)
         return worker
 
-    return make
+    yield make
+    for attempt in [attempt for worker in made for attempt in worker.attempts]:
+        attempt.executor.reap(attempt.claim.attempt_id, attempt.handle)
 
 
-def until(condition, seconds=30.0, act=lambda: None):
+def until(condition, seconds=120.0, act=lambda: None):
     """Act until something is so."""
     end = time.monotonic() + seconds
     while not (found := condition()):

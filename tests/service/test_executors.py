@@ -132,6 +132,7 @@ def test_an_attempt_of_an_earlier_executor_is_reaped_by_name(executor, spec):
     until(lambda: b"ready" in executor.logs(handle, 0))
     type(executor)().reap(given.attempt_id, None)
     assert list(members(given.attempt_id)) == []
+    executor.reap(given.attempt_id, handle)
 
 
 def test_a_handle_that_the_place_does_not_know_is_lost(executor, spec):

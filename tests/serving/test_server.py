@@ -329,8 +329,9 @@ def test_what_was_asked_before_the_end_is_answered(tmp_path, answerers):
         asking = http.client.HTTPConnection(host, int(port))
         body = json.dumps({"inputs": [QUESTION] * 60})
         asking.request("POST", "/predict", body, {"content-type": "application/json"})
-        while not running.counted("nlpd_queue_rows", model="v1"):
-            pass
+        end = time.monotonic() + 30
+        while not running.counted("nlpd_queue_rows", model="v1") and time.monotonic() < end:
+            time.sleep(0.02)
         running.process.send_signal(signal.SIGTERM)
         answer = asking.getresponse()
         assert answer.status == 200 and len(json.loads(answer.read())) == 60

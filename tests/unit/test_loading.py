@@ -1,19 +1,25 @@
 """The one door: what enters is safetensors, data and never code, the same each time; what cannot is named."""
 
 import json
-import os
 import shlex
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest import mock
 
 import pytest
 import torch
 
 from nlp_distill import sources
-from nlp_distill.errors import MissingExtra, ModelNotFound, ModelUnsafe, PickleOnly, UnknownFamily, WeightsChanged
+from nlp_distill.errors import (
+    HubUnreachable,
+    MissingExtra,
+    ModelNotFound,
+    ModelUnsafe,
+    PickleOnly,
+    UnknownFamily,
+    WeightsChanged,
+)
 from nlp_distill.loading import (
     has_head,
     load_config,
@@ -25,6 +31,7 @@ from nlp_distill.loading import (
 )
 from nlp_distill.sources import hub_id, resolve
 from nlp_distill.testing import save_tiny, tiny_config
+from nlp_distill.testing.hub import LoopbackHub
 from nlp_distill.vetting import scrub
 
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -109,7 +116,7 @@ def test_a_package_gives_only_what_lies_inside_it(package, reference):
 
 
 def test_a_known_package_is_checked_by_hash(package, monkeypatch):
-    known = sources.PackagedModel(name="org/original", sha256="0" * 64, extra="quickstart")
+    known = sources.PackagedModel(name="org/original", sha256="0" * 64, extra="quickstart", licence="mit")
     monkeypatch.setitem(sources.PACKAGED, "carried_model", known)
     with pytest.raises(WeightsChanged, match="0000"):
         resolve("package:carried_model/model")
@@ -360,96 +367,64 @@ def test_without_onnx_runtime_the_extra_is_named(folder, monkeypatch):
 # The Hub, on loopback: huggingface_hub reads its endpoint once, so each question is a process of its own.
 
 COMMIT = "c" * 40
-ASK = """
-import sys
-from nlp_distill.errors import ModelError
-from nlp_distill.sources import hub_id, resolve
-try:
-    source = resolve(sys.argv[1])
-    print("Source", source.name, source.revision)
-except ModelError as error:
-    print(type(error).__name__, error)
-"""
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Answers as the Hub does, for the models in `models`: {name: {file: bytes}}."""
-
-    models: dict  # type: ignore[type-arg]
-
-    def do_HEAD(self):
-        self.do_GET()
-
-    def do_GET(self):
-        parts = self.path.split("?")[0].strip("/").split("/")
-        name = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
-        files = self.models.get(name)
-        if files is None:
-            return self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
-        if parts[0] == "api":
-            listed = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": file} for file in files]}
-            return self.answer(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
-        file = "/".join(parts[4:])
-        return self.answer(200, files[file], {"X-Repo-Commit": COMMIT, "ETag": f'"{name}-{file}"'})
-
-    def answer(self, status, body, headers):
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *parts):
-        pass
 
 
 @pytest.fixture
-def ask(folder, tmp_path):
+def hub(folder, tmp_path):
     files = {file.name: file.read_bytes() for file in folder.iterdir()}
-    pickled = {"config.json": files["config.json"], "pytorch_model.bin": b"pickle"}
-    handler = type("Models", (Hub,), {"models": {"org/safe": files, "org/pickled": pickled}})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-
-    def ask(reference, **environment):
-        given = {
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "NO_PROXY": "127.0.0.1",
-            **environment,
-        }
-        command = [sys.executable, "-c", ASK, reference]
+    with LoopbackHub() as hub, hub.here(tmp_path / "home", token=""):
+        hub.add("org/safe", files)
+        hub.add("org/pickled", {"config.json": files["config.json"], "pytorch_model.bin": b"pickle"})
         # A refusal must not take minutes of retries.
-        done = subprocess.run(command, env={**os.environ, **given}, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    yield ask
-    server.shutdown()
-    server.server_close()
-    thread.join()
+        with mock.patch("huggingface_hub.utils._http.time.sleep"):
+            yield hub
 
 
-def test_a_hub_model_is_pinned_to_its_commit_and_stays_in_the_cache(ask):
-    assert ask("org/safe@main") == f"Source org/safe {COMMIT}"
-    assert ask("org/safe@main", HF_HUB_OFFLINE="1") == f"Source org/safe {COMMIT}"
+def test_a_hub_model_is_pinned_to_its_commit_and_stays_in_the_cache(hub, tmp_path):
+    commit = hub.repository("models/org/safe").at().oid
+    source = resolve("org/safe@main")
+    assert (source.name, source.revision, source.base) == ("org/safe", commit, "org/safe")
+    with hub.here(tmp_path / "home", offline=True):
+        assert resolve("org/safe@main") == source
+        assert resolve("org/safe").revision == commit
 
 
-def test_a_hub_model_of_pickles_is_refused_without_fetching_them(ask, tmp_path):
-    assert ask("org/pickled").startswith("PickleOnly")
+def test_a_hub_model_of_pickles_is_refused_without_fetching_them(hub, tmp_path):
+    with pytest.raises(PickleOnly):
+        resolve("org/pickled")
     assert not [*(tmp_path / "home").rglob("*.bin")]
 
 
-def test_a_model_that_the_hub_does_not_have(ask):
-    assert ask("org/absent").startswith("ModelNotFound")
-    assert ask("not a name").startswith("ModelNotFound")
+def test_a_model_that_the_hub_does_not_have(hub):
+    for name in ("org/absent", "org/safe@v2", "not a name"):
+        with pytest.raises(ModelNotFound):
+            resolve(name)
 
 
-def test_without_a_network_the_message_says_how_to_work_offline(ask):
-    assert ask("org/safe", HF_ENDPOINT="http://127.0.0.1:9").startswith("HubUnreachable")
-    message = ask("org/safe", HF_HUB_OFFLINE="1")
-    assert message.startswith("HubUnreachable") and "offline mode is on" in message and "package:NAME/path" in message
+def test_without_a_network_the_message_says_how_to_work_offline(hub, tmp_path):
+    hub.server.shutdown()
+    hub.server.server_close()
+    with pytest.raises(HubUnreachable, match="connection failed"):
+        resolve("org/safe")
+    with (
+        hub.here(tmp_path / "home", offline=True),
+        pytest.raises(HubUnreachable, match=r"offline mode is on.*package:"),
+    ):
+        resolve("org/safe")
+
+
+@pytest.mark.parametrize(
+    ("card", "licence", "base"),
+    [
+        ("---\nlicense: mit\nbase_model: org/first\n---\n", "mit", "org/first"),
+        ("---\nlicense: [apache-2.0, mit]\nbase_model: [org/first, org/second]\n---\n", "apache-2.0", "org/first"),
+        ("---\nlicense: 3\nbase_model: ../x\n---\n", None, None),
+        ("---\n[\n---\n", None, None),
+        ("---\n- a\n---\n", None, None),
+        ("# no front matter", None, None),
+    ],
+)
+def test_licence_and_lineage_as_a_card_says_them(folder, card, licence, base):
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    source = resolve(str(folder))
+    assert (source.licence, source.base) == (licence, base)

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import OperationalError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nlp_distill.service.api import artifacts, events, files, jobs, recipes, system, tokens
@@ -19,7 +21,7 @@ from nlp_distill.service.store.queue import Queue
 from nlp_distill.service.store.tokens import Who
 from nlp_distill.web.app import new_app
 from nlp_distill.web.guard import Access
-from nlp_distill.web.problems import problems
+from nlp_distill.web.problems import Problem, problems, request_id
 
 BODY_SECONDS = 600.0
 """A gigabyte may come through a slow line."""
@@ -59,6 +61,7 @@ def service_app(home: Home, limits: Limits = LIMITS, hosts: tuple[str, ...] = ()
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.draining = False
         looking = asyncio.create_task(service.feed.run())
         yield
         service.draining = True
@@ -70,8 +73,27 @@ def service_app(home: Home, limits: Limits = LIMITS, hosts: tuple[str, ...] = ()
     )
     app.add_middleware(Counting, service=service)
     app.state.service = service
-    shared = problems(401, 403, 408, 413, 421, 500)
+    shared = problems(401, 403, 408, 413, 421, 500, 503)
     for router in (jobs.router, events.router, artifacts.router, files.router, recipes.router, tokens.router):
         app.include_router(router, responses=shared)
     app.include_router(system.router, responses=shared)
+    _describe_tokens(app)
+
+    @app.exception_handler(OperationalError)
+    async def of_database(request: Request, error: OperationalError) -> JSONResponse:
+        detail = "The database cannot be used now: it is locked, or its disk is full."
+        return Problem(503, "database", detail, {"Retry-After": "10"}).response(request_id(request))
+
     return app
+
+
+def _describe_tokens(app: FastAPI) -> None:
+    """Say in the description what the guard asks for, which routes know nothing of."""
+    found = app.openapi()
+    bearer = {"type": "http", "scheme": "bearer", "description": "A token; scopes: read, submit, predict, admin."}
+    found["components"]["securitySchemes"] = {"bearer": bearer}
+    found["security"] = [{"bearer": []}]
+    for path, operations in found["paths"].items():
+        if path.startswith("/health/"):
+            for operation in operations.values():
+                operation["security"] = []

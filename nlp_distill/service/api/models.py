@@ -10,8 +10,8 @@ from nlp_distill.service.store.tokens import Scope
 from nlp_distill.web.text import Text
 
 Status = Literal["queued", "starting", "running", "pausing", "paused", "cancelling", "cancelled", "succeeded", "failed"]
-Name = Annotated[Text, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Tag = Annotated[Text, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Name = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Tag = Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Item = TypeVar("Item")
 
 

