@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from nlp_distill.data import slices
-from nlp_distill.errors import RunFolderDamaged, RunFolderNotFound, RunUnfinished
+from nlp_distill.errors import ResultsMissing, RunFolderDamaged, RunFolderNotFound
 from nlp_distill.recipe import Data
 from nlp_distill.reports.curves import trainings
 from nlp_distill.reports.insights import MOST_LABELS, mixed
@@ -187,7 +187,7 @@ def test_a_run_without_results_is_told_to_finish(tmp_path):
     with pytest.raises(RunFolderNotFound):
         report(tmp_path)
     (tmp_path / "recipe.yaml").write_text("x")
-    with pytest.raises(RunUnfinished, match="has no results yet"):
+    with pytest.raises(ResultsMissing, match="has no results yet"):
         report(tmp_path)
 
 
