@@ -27,7 +27,7 @@ MINUS: dict[str, dict[str, Any]] = {
     "kept memory": {"without": "kept memory"},
     "unfilled tensors": {"without": "unfilled tensors"},
 }
-ALONE: dict[str, dict[str, Any]] = {"[CLS] alone": {"without": "[CLS] alone"}}
+ALONE: dict[str, dict[str, Any]] = {"[CLS] alone": {"lean": False}}
 """Only where no term reads other tokens of the last layer."""
 
 

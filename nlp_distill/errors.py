@@ -402,10 +402,6 @@ class RunFolderBusy(RunFolderError):
     """'{folder}' is in use by {owner}; wait for it, stop it, or choose another --out."""
 
 
-class RunUnfinished(RunFolderError):
-    """The run {folder} has no results yet. Finish it with `nlp-distill run {folder}`."""
-
-
 class ModelFolderNotFound(RunFolderError):
     """'{folder}' holds no model to predict with; give a run folder that has been exported, or a model folder."""
 

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
 from nlp_distill.families import family_of
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PretrainedConfig, PreTrainedModel
 
 
@@ -30,6 +29,8 @@ def first_token_only(model: PreTrainedModel) -> Iterator[None]:
 
     Also while the model is traced for an export. The model must be one that `can_read_first`.
     """
+    from torch import Tensor
+
     stack = family_of(model.config).stacks[0]
     block = stack.blocks(model)[-1]
     attention = block.get_submodule(stack.key.rpartition(".")[0])

@@ -67,10 +67,10 @@ def choose(path: str | Path, variant: str | None = None) -> Chosen:
     others = {name: other for name, other in others.items() if (other / "config.json").is_file()}
     if not (folder / "config.json").is_file() and variant not in others:
         raise ModelFolderNotFound(folder=path)
-    results = read_json(said) if said.is_file() else {}
+    results = read_json(said) if said.is_file() else None
     names = [*(form.variant for form in forms_there(folder)), "student", *others]
     # Before the last stage no export of a run is proven yet.
-    usable = _usable(folder) if results or not run.exists() else ["student"]
+    usable = _usable(folder) if results is not None or not run.exists() else ["student"]
     chosen = variant or _recommended(said, results) or usable[0]
     if chosen not in names and (variant or run.exists()):
         raise VariantUnknown(variant=chosen, folder=path, known=", ".join(names))
@@ -89,17 +89,19 @@ def _usable(folder: Path) -> list[str]:
     return [*sorted(sizes, key=lambda name: sizes[name]), "student"]
 
 
-def _recommended(file: Path, results: dict[str, Any]) -> str | None:
+def _recommended(file: Path, results: dict[str, Any] | None) -> str | None:
+    if results is None:
+        return None
     name = results.get("recommended")
-    if results and not isinstance(name, str):
+    if not isinstance(name, str):
         raise RunFolderDamaged(file=file, reason="it has no recommended variant")
     return name
 
 
-def _batch(results: dict[str, Any], variant: str) -> int:
+def _batch(results: dict[str, Any] | None, variant: str) -> int:
     """Rows at once; one where results say nothing, which is right for every variant."""
     try:
-        entry = next(entry for entry in results["variants"] if entry["name"] == variant)
+        entry = next(entry for entry in (results or {})["variants"] if entry["name"] == variant)
         return max(1, min(int(entry["settings"]["pipeline_batch"]), LARGEST_BATCH))
     except (LookupError, StopIteration, TypeError, ValueError):
         return 1

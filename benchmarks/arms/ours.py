@@ -16,7 +16,7 @@ from datasets import Dataset, concatenate_datasets
 from gate import Gate
 
 import nlp_distill
-from nlp_distill import batches, loop, road, teaching
+from nlp_distill import batches, loop, road
 from nlp_distill.recipe import Recipe, Training
 
 
@@ -46,8 +46,6 @@ def without(gain: str) -> None:
         batches.MEGA_BATCH_STEPS = 1
     elif gain == "kept memory":
         loop.keep_freed_memory = lambda: False
-    elif gain == "[CLS] alone":
-        loop.first_suffices = teaching.first_suffices = lambda *_: False
     elif gain == "scoring":
         loop.selection_score = lambda *_: (0.0, 0.0)
     elif gain == "fused AdamW":

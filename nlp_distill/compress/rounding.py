@@ -24,7 +24,8 @@ def rounded(x: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
     scale = ((high - low) / (levels - 1)).clamp_min(1e-8)
     zero = (-low / scale).round()
     steps = ((x / scale).round() + zero).clamp(0, levels - 1)
-    return x + ((steps - zero) * scale - x).detach()
+    # In this order the value is exactly that of a step.
+    return ((steps - zero) * scale).detach() + (x - x.detach())
 
 
 class RoundedWeight(nn.Module):

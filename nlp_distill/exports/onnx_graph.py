@@ -83,9 +83,13 @@ def fused(file: Path, feeds: Feeds) -> onnx.ModelProto:
     for node in model.graph.node:
         if node.op_type == "Add" and node.output[0] in normed:
             node.op_type = "Sum"
-    pairs = zip(run(plain, feeds[:4]), run(model, feeds[:4]), strict=True)
-    worst = max(float(np.abs(a - b).max()) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
-    return model if worst <= SAME else plain
+    return model if _difference(run(plain, feeds[:4]), run(model, feeds[:4])) <= SAME else plain
+
+
+def _difference(ours: Iterable[list[Array]], theirs: Iterable[list[Array]]) -> float:
+    """The largest difference of any output."""
+    pairs = (pair for rows in zip(ours, theirs, strict=True) for pair in zip(*rows, strict=True))
+    return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
 def ranges(model: onnx.ModelProto, feeds: Feeds, share: float) -> Ranges:
@@ -291,5 +295,7 @@ def most_sensitive(model: onnx.ModelProto, found: Ranges, feeds: Feeds, count: i
     for name in everything:
         alone = static_int8(model, found, plain=False, without=[other for other in everything if other != name])
         pairs = zip(exact, run(alone, feeds), strict=True)
-        moved[name] = max(float(np.abs(a[0] - b[0]).max()) for a, b in pairs)
+        moved[name] = max(
+            float(np.abs(a - b).max()) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True)
+        )
     return sorted(moved, key=lambda name: -moved[name])[:count]

@@ -8,8 +8,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from nlp_distill.hub import PLACE
-from nlp_distill.reports.pareto import latency, pareto_svg
-from nlp_distill.reports.table import verdict
+from nlp_distill.reports.pareto import pareto_svg
+from nlp_distill.reports.table import at_real, verdict
 from nlp_distill.reports.uses import uses
 from nlp_distill.rundir import RunDir, write_text
 from nlp_distill.sources import HUB_ID
@@ -138,13 +138,12 @@ def _named(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _summary(results: dict[str, Any], best: dict[str, Any], teacher: str | None, kind: str) -> str:
-    metric, found = results["metric"], latency(best, results)
+    metric, found = results["metric"], at_real(best, results)
     said = f"Its {metric} is {best['score'][metric]:.2f}"
     if teacher and best["retained"] is not None:
         said += f", {100 * best['retained']:.1f} % of its teacher's,"
     said += f" in {best['bytes'] / 1e6:.1f} MB"
-    if found:
-        said += f", and answers in {found['p50']:.2f} ms on {found['threads']} thread(s)"
+    said += f", and answers in {found['p50']:.2f} ms on {found['threads']} thread(s)"
     return f"{said} as {best['name']}, the recommended of its variants. Made with nlp_distill for {kind}."
 
 
@@ -173,7 +172,7 @@ def _row(variant: dict[str, Any], results: dict[str, Any]) -> list[str]:
     if not variant["score"]:
         return [name, variant["status"], *["–"] * 6]
     low, high = variant["score_ci95"]
-    found = latency(variant, results)
+    found = at_real(variant, results)
     return [
         name,
         f"{variant['score'][results['metric']]:.2f}",
@@ -181,7 +180,7 @@ def _row(variant: dict[str, Any], results: dict[str, Any]) -> list[str]:
         *("–" if variant[share] is None else f"{100 * variant[share]:.1f}" for share in ("retained", "agreement")),
         f"{variant['params'] / 1e6:.1f} M",
         f"{variant['bytes'] / 1e6:.1f}",
-        f"{found['p50']:.2f} / {found['p90']:.2f}" if found else "–",
+        f"{found['p50']:.2f} / {found['p90']:.2f}",
     ]
 
 

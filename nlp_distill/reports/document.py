@@ -47,7 +47,7 @@ def document(run: RunDir, task: Task, rows: Dataset | None) -> dict[str, Any]:
         "tiles": _tiles(results),
         "variants": _variants(results),
         "table_note": _table_note(results),
-        "plots": _plots(results),
+        "plots": trade_offs(results),
         "curves": [part for part in (_curves(training) for training in heard) if part],
         "selection": _selection(heard, results["metric"]),
         "insights": _insights(run, task, rows, results),
@@ -163,7 +163,8 @@ def _table_note(results: dict[str, Any]) -> list[str]:
     return notes
 
 
-def _plots(results: dict[str, Any]) -> list[tuple[str, Markup]]:
+def trade_offs(results: dict[str, Any]) -> list[tuple[str, Markup]]:
+    """Score against each cost of all variants that have figures: title and plot."""
     there = [variant for variant in results["variants"] if variant["latency_ms"]]
     metric = results["metric"]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nlp_distill.data import slices
-from nlp_distill.errors import DataError, HubUnreachable, RunFolderDamaged, RunUnfinished
+from nlp_distill.errors import DataError, HubUnreachable, ResultsMissing, RunFolderDamaged, RunFolderNotFound
 from nlp_distill.recipe_file import load_recipe
 from nlp_distill.reports.document import document
 from nlp_distill.rundir import RunDir, read_json, write_text
@@ -52,11 +52,13 @@ def report(path: str | Path) -> list[Path]:
     """Write the report of a finished run anew, from what its folder and its data say; nothing is trained.
 
     Where the rows are no longer there, or are others by now, what is told of single rows is left out.
-    Raises `RunUnfinished`, `RunFolderDamaged`.
+    Raises `RunFolderNotFound`, `ResultsMissing`, `RunFolderDamaged`.
     """
     run = RunDir(path)
+    if not run.exists():
+        raise RunFolderNotFound(folder=path)
     if not run.results.is_file():
-        raise RunUnfinished(folder=path)
+        raise ResultsMissing(folder=path)
     recipe = load_recipe(str(path), [])
     task = load_task(recipe.task, recipe.options)
     try:

@@ -172,7 +172,8 @@ def serve(source: IO[bytes], out: IO[bytes], engine_of: Callable[[dict[str, Any]
     desk = Desk(engine, out)
     for warm_up in spec[0]["warm_up"]:
         engine.answer([(0, warm_up, {})])
-    os.nice(NICE)
+    if sys.platform != "win32":
+        os.nice(NICE)
     for _ in range(engine.threads):
         threading.Thread(target=desk.work, daemon=True).start()
     desk.tell({"kind": "ready"})

@@ -76,7 +76,8 @@ class Answers(BaseHTTPRequestHandler):
             more = {name: value for name, value in refused.more.items() if name not in ("commit", "headers")}
             given: Any = refused.more.get("headers") or {}
             self._json({"error": refused.message, **more}, refused.status, {**headers, **given})
-        except ConnectionAbortedError:
+        except ConnectionError:
+            # Cut off on request, or the client went away.
             self.close_connection = True
         self.hub.saw(self.command, self.path, len(self.body), self.status)
 

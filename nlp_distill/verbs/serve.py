@@ -56,7 +56,7 @@ def serve(
     from nlp_distill.serving.catalog import catalog
 
     served = catalog(models, variant or ())
-    cores = threads or len(os.sched_getaffinity(0))
+    cores = threads or os.cpu_count() or 1
     for model in served:
         without = ", without torch" if model.light else ""
         say(f"{model.id}: {model.variant} ({model.runtime}{without}), {model.task.replace('_', ' ')}")

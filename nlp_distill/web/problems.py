@@ -113,7 +113,11 @@ def answer_with_problems(app: FastAPI) -> None:
             return error.response(request_id(request))
         status = error.status_code
         code = http.HTTPStatus(status).phrase.lower().replace(" ", "_")
-        return _respond(status, code, _own_words(request, error), request_id(request), error.headers)
+        headers = dict(error.headers or {})
+        if status == 405 and (documented := app.openapi()["paths"].get(request.url.path)):
+            # The framework names the methods of the first route only, where several have the path.
+            headers["Allow"] = ", ".join(sorted(method.upper() for method in documented))
+        return _respond(status, code, _own_words(request, error), request_id(request), headers)
 
     @app.exception_handler(RequestValidationError)
     async def of_validation(request: Request, error: RequestValidationError) -> JSONResponse:

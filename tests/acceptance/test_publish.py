@@ -84,8 +84,11 @@ def test_the_card_says_how_in_javascript(run, hub, tmp_path):
     node = shutil.which("node")
     assert node, "install Node.js 20 (`apt-get install nodejs npm`)"
     (tmp_path / "node_modules").symlink_to(LIBRARY)
-    place = 'import { env } from "@huggingface/transformers";\n'
-    place += f"env.remoteHost = {json.dumps(hub.url)};\nenv.allowLocalModels = false;\nenv.useFSCache = false;\n"
+    place = f"""import {{ env }} from "@huggingface/transformers";
+env.remoteHost = {json.dumps(hub.url)};
+env.allowLocalModels = false;
+env.cacheDir = {json.dumps(str(tmp_path))};
+"""
     (tmp_path / "place.mjs").write_text(place)
     (program,) = (code for language, code in blocks(hub) if language == "js")
     (tmp_path / "card.mjs").write_text(program)

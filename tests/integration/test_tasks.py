@@ -152,7 +152,7 @@ def test_the_doctor_says_what_a_model_can_give(tmp_path):
     bert = said("bert", "seq2seq")
     assert "4 layers" in bert and "as encoder and decoder of one model" in bert
     t5 = said("t5", "seq2seq", "AutoModelForSeq2SeqLM")
-    assert "4 encoder layers and 4 decoder layers" in t5 and "export: onnx" in t5
+    assert "4 encoder layers and 4 decoder layers" in t5 and "export to ONNX: small, fast" in t5
     assert "classification: no; transformers has no" in said("marian", "classification", "AutoModelForSeq2SeqLM")
 
 

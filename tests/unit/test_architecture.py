@@ -141,7 +141,8 @@ def test_files_and_functions_stay_small():
         # The list of errors is a table: one tree, read in one place.
         assert text.count("\n") <= (600 if path.name == "errors.py" else 400), path
         for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef):
+            # A migration is a table in code, and is never touched once it is out.
+            if isinstance(node, ast.FunctionDef) and "migrations" not in path.parts:
                 length = (node.end_lineno or 0) - node.lineno + 1
                 limit = 120 if (path.name, node.name) == ("loop.py", "train") else 60
                 assert length <= limit, f"{path.name}: {node.name} has {length} lines"

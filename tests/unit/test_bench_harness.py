@@ -118,3 +118,19 @@ def test_results_are_kept_with_where_they_were_taken(tmp_path):
     target = harness.keep(str(tmp_path / "x.py"), {"value": 1}, harness.machine())
     kept = json.loads(target.read_text())
     assert kept["value"] == 1 and {"commit", "versions", "machine"} <= set(kept)
+
+
+def test_losses_of_two_devices_are_compared_epoch_by_epoch():
+    import gpu
+
+    one = {"history": [{"logits": 1.0, "hidden": 2.0, "selection_score": 80.0}]}
+    near = {"history": [{"logits": 1.001, "hidden": 2.0, "selection_score": 10.0}]}
+    far = {"history": [{"logits": 1.1, "hidden": 2.0, "selection_score": 80.0}]}
+    assert gpu.compared_histories(one, near)["passed"] is True
+    assert gpu.compared_histories(one, far)["passed"] is False
+
+
+def test_every_goal_is_of_a_section_that_is_measured():
+    import bench
+
+    assert {goal.section for goal in goals.GOALS} <= {*bench.SECTIONS, "memory"}

@@ -116,7 +116,7 @@ def test_a_package_gives_only_what_lies_inside_it(package, reference):
 
 
 def test_a_known_package_is_checked_by_hash(package, monkeypatch):
-    known = sources.PackagedModel(name="org/original", sha256="0" * 64, extra="quickstart")
+    known = sources.PackagedModel(name="org/original", sha256="0" * 64, extra="quickstart", licence="mit")
     monkeypatch.setitem(sources.PACKAGED, "carried_model", known)
     with pytest.raises(WeightsChanged, match="0000"):
         resolve("package:carried_model/model")

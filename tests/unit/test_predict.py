@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from nlp_distill import prediction
 from nlp_distill.asking import answers, rows_of
 from nlp_distill.cli import main
 from nlp_distill.errors import DataEmpty, InputInvalid, RunFolderDamaged
@@ -151,7 +150,7 @@ def test_the_recommended_variant_where_its_runtime_is_installed(published, monke
     assert choose(published("student-onnx-fp32")).variant == "student-onnx-fp32"
     assert choose(published("student")).batch_size == 16
     assert choose(published("student-onnx-int8", batch=1)).batch_size == 1
-    monkeypatch.setattr(prediction, "find_spec", lambda name: None)
+    monkeypatch.setattr("nlp_distill.exports.format.find_spec", lambda name: None)
     assert choose(published("student-onnx-int8")).variant == "student"
     assert choose(published("student-openvino-int8")).variant == "student"
 

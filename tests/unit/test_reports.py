@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from nlp_distill.data import slices
-from nlp_distill.errors import RunFolderDamaged, RunUnfinished
+from nlp_distill.errors import ResultsMissing, RunFolderDamaged, RunFolderNotFound
 from nlp_distill.recipe import Data
 from nlp_distill.reports.curves import trainings
 from nlp_distill.reports.insights import MOST_LABELS, mixed
@@ -184,7 +184,10 @@ def test_other_rows_than_those_of_the_run_are_not_shown(finished, tmp_path):
 
 
 def test_a_run_without_results_is_told_to_finish(tmp_path):
-    with pytest.raises(RunUnfinished, match="has no results yet"):
+    with pytest.raises(RunFolderNotFound):
+        report(tmp_path)
+    (tmp_path / "recipe.yaml").write_text("x")
+    with pytest.raises(ResultsMissing, match="has no results yet"):
         report(tmp_path)
 
 

@@ -9,27 +9,8 @@ revision = "0001"
 down_revision = None
 
 
-def upgrade() -> None:
-    """Make them."""
-    op.create_table(
-        "files",
-        sa.Column("id", sa.String(length=48), nullable=False),
-        sa.Column("created_at", sa.Integer(), nullable=False),
-        sa.Column("name", sa.String(length=200), nullable=False),
-        sa.Column("ending", sa.String(length=8), nullable=False),
-        sa.Column("bytes", sa.Integer(), nullable=False),
-        sa.Column("sha256", sa.String(length=64), nullable=False),
-        sa.PrimaryKeyConstraint("id"),
-    )
-    op.create_table(
-        "idempotency",
-        sa.Column("token_id", sa.String(length=48), nullable=False),
-        sa.Column("key", sa.String(length=200), nullable=False),
-        sa.Column("body_sha256", sa.String(length=64), nullable=False),
-        sa.Column("job_id", sa.String(length=48), nullable=False),
-        sa.Column("created_at", sa.Integer(), nullable=False),
-        sa.PrimaryKeyConstraint("token_id", "key"),
-    )
+def _jobs() -> None:
+    """Jobs."""
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=48), nullable=False),
@@ -62,32 +43,13 @@ def upgrade() -> None:
         sa.Column("finished_at", sa.Integer(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
+
+
+def _of_jobs() -> None:
+    """What belongs to a job."""
     op.create_index(op.f("ix_jobs_recipe_sha256"), "jobs", ["recipe_sha256"], unique=False)
     op.create_index("jobs_by_time", "jobs", ["created_at", "id"], unique=False)
     op.create_index("jobs_to_claim", "jobs", ["status", "priority", "created_at"], unique=False)
-    op.create_table(
-        "tokens",
-        sa.Column("id", sa.String(length=48), nullable=False),
-        sa.Column("created_at", sa.Integer(), nullable=False),
-        sa.Column("name", sa.String(length=200), nullable=False),
-        sa.Column("scopes", sa.JSON(), nullable=False),
-        sa.Column("digest", sa.LargeBinary(length=32), nullable=False),
-        sa.Column("expires_at", sa.Integer(), nullable=True),
-        sa.Column("revoked", sa.Boolean(), server_default="0", nullable=False),
-        sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("digest"),
-    )
-    op.create_table(
-        "workers",
-        sa.Column("id", sa.String(length=48), nullable=False),
-        sa.Column("host", sa.String(length=200), nullable=False),
-        sa.Column("process", sa.String(length=120), nullable=False),
-        sa.Column("started_at", sa.Integer(), nullable=False),
-        sa.Column("seen_at", sa.Integer(), nullable=False),
-        sa.Column("slots", sa.Integer(), nullable=False),
-        sa.Column("accepts", sa.Boolean(), server_default="1", nullable=False),
-        sa.PrimaryKeyConstraint("id"),
-    )
     op.create_table(
         "artifacts",
         sa.Column("id", sa.String(length=48), nullable=False),
@@ -139,6 +101,59 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "name", "step"),
     )
+
+
+def _beside() -> None:
+    """Uploads, keys, tokens, workers."""
+    op.create_table(
+        "files",
+        sa.Column("id", sa.String(length=48), nullable=False),
+        sa.Column("created_at", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(length=200), nullable=False),
+        sa.Column("ending", sa.String(length=8), nullable=False),
+        sa.Column("bytes", sa.Integer(), nullable=False),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
+        "idempotency",
+        sa.Column("token_id", sa.String(length=48), nullable=False),
+        sa.Column("key", sa.String(length=200), nullable=False),
+        sa.Column("body_sha256", sa.String(length=64), nullable=False),
+        sa.Column("job_id", sa.String(length=48), nullable=False),
+        sa.Column("created_at", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("token_id", "key"),
+    )
+    op.create_table(
+        "tokens",
+        sa.Column("id", sa.String(length=48), nullable=False),
+        sa.Column("created_at", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(length=200), nullable=False),
+        sa.Column("scopes", sa.JSON(), nullable=False),
+        sa.Column("digest", sa.LargeBinary(length=32), nullable=False),
+        sa.Column("expires_at", sa.Integer(), nullable=True),
+        sa.Column("revoked", sa.Boolean(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("digest"),
+    )
+    op.create_table(
+        "workers",
+        sa.Column("id", sa.String(length=48), nullable=False),
+        sa.Column("host", sa.String(length=200), nullable=False),
+        sa.Column("process", sa.String(length=120), nullable=False),
+        sa.Column("started_at", sa.Integer(), nullable=False),
+        sa.Column("seen_at", sa.Integer(), nullable=False),
+        sa.Column("slots", sa.Integer(), nullable=False),
+        sa.Column("accepts", sa.Boolean(), server_default="1", nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+
+
+def upgrade() -> None:
+    """Make them."""
+    _jobs()
+    _of_jobs()
+    _beside()
 
 
 def downgrade() -> None:
