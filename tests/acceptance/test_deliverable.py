@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import unicodedata
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
@@ -88,8 +89,8 @@ def python_says(model, rows, variant):
 
 
 def letters(answer):
-    """transformers.js puts an answer's tokens together; spaces and capitals are not the context's."""
-    return re.sub(r"\W", "", answer.lower())
+    """transformers.js puts an answer's tokens together; spaces, capitals and accents are not the context's."""
+    return re.sub(r"\W", "", unicodedata.normalize("NFD", answer.lower()))
 
 
 def compare(ours, theirs, tolerance):
@@ -207,7 +208,7 @@ def test_a_program_as_an_app_calls_it(models):
         inputs = tokenizer(row["text"], return_tensors="pt")
         (logits,) = program.load_method("forward").execute([inputs["input_ids"], inputs["token_type_ids"]])
         assert labels[str(int(logits.argmax()))] == expected[0]["label"]
-    assert file.stat().st_size < 7e6
+    assert file.stat().st_size < 8e6
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -29,7 +29,7 @@ def load(folder: str) -> Any:
         folder, subfolder="onnx", file_name="model_quantized.onnx", local_files_only=True
     )
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    settings = {"truncation": True} if ending == "ForSequenceClassification" else {}
+    settings = {"truncation": True} if ending == "ForSequenceClassification" else {"max_answer_len": 30}
     return pipeline(TASKS[ending], model=model, tokenizer=tokenizer, accelerator="ort", **settings)
 
 
