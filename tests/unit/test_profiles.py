@@ -24,15 +24,15 @@ TEXTS = ["good", "bad awful film story actor scene plot music camera ending", "f
 
 def workshop(folder, name, data, model_type="bert", rows=40):
     """A tiny model and what proves its exports."""
-    task = load_task(name, {"max_target_length": 16} if name == "seq2seq" else None)
+    task = load_task(name)
     spec = Data(dataset=str(data), **({"label_names": ["bad", "good"]} if name == "classification" else {}))
     found = task.load_data(spec)["validation"]
     found = found.select(range(min(rows, len(found))))
     model = save_tiny(folder, model_type, task.auto_class, **task.config_settings())
     tokenizer = load_tokenizer(model, 64)
-    configured = load_model(model, task.auto_class)
-    task.configure(configured)
-    save_model(configured, load_tokenizer(model), model)
+    loaded = load_model(model, task.auto_class)
+    task.configure(loaded)
+    save_model(loaded, tokenizer, model)
     work = Work(model, task, tokenizer, Rows(task.features(found, tokenizer, 64), found), lambda *_, **__: None)
     return Gate(work, predict(variant_pipeline(model, task, None), task, found, 16))
 
