@@ -31,7 +31,13 @@ def retrained(road: Road, bits: int) -> Path:
     folder, name = road.rundir.path / "retrained" / f"int{bits}", f"quantization-aware, {bits} bits"
     last = road.recipe.distill.phases[-1]
     phase = last.model_copy(
-        update={"epochs": 1, "learning_rate": last.learning_rate * SHARE, "lean": False, "targets": "data"}
+        update={
+            "epochs": 1,
+            "learning_rate": last.learning_rate * SHARE,
+            "lean": False,
+            "targets": "data",
+            "freeze": [],
+        }
     )
     distilled = road.rundir.manifest()["stages"]["distill"]["key"]
     key = sha256_json([distilled, bits, phase.model_dump(mode="json")])
@@ -52,7 +58,7 @@ def _train(road: Road, model: PreTrainedModel, phase: Phase, bits: int, name: st
     rows = road.train_rows
     if theirs is not None and objective.teacher_request:
         rows = road.with_twin(rows, theirs)
-    source = teacher_source(road, phase, objective, rows, model.config, name, key)
+    source = teacher_source(road, phase, objective, rows, model, name, key)
     kept = CheckpointFolder(road.rundir.checkpoints / "export" / f"int{bits}-{key[:12]}", key, road.main)
     with rounding(model, bits):
         train(model, objective, source, rows, road.selection_rows, phase, road.setting(), kept, name)

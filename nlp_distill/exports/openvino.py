@@ -87,7 +87,8 @@ class OpenVino(Format):
 
     def files(self, model: Path, form: Form) -> list[Path]:
         """Graphs and weights."""
-        return [part for file in _graphs(model, form) for part in (file, file.with_suffix(".bin"))]
+        pairs = [(file, file.with_suffix(".bin")) for file in _graphs(model, form)]
+        return [part for pair in pairs for part in pair if part.is_file()]
 
     def settings(self, model: Path, form: Form) -> dict[str, Any]:
         """Arguments of an Optimum OVModelFor….from_pretrained."""
@@ -122,7 +123,8 @@ class OpenVino(Format):
         config = load_config(model)
         if len(graphs) == 1:
             return kind(graphs[0], config=config, ov_config=options)
-        return kind(*graphs, config=config, ov_config=options, generation_config=load_generation(model))
+        generation = load_generation(model)
+        return kind(*graphs, config=config, ov_config=options, generation_config=generation, model_save_dir=model)
 
     def pipeline(self, model: Any, task: Task, tokenizer: Any) -> Any:
         """Optimum Intel's own: `optimum.pipelines` does not take its models."""

@@ -359,7 +359,14 @@ def test_pipelines_in_engines_of_their_own(tmp_path, rewriter, classifiers, onli
         assert "num_return_sequences" in is_problem(running.post("/predict", beams, headers=headers), 422)["detail"]
         one = load_pipeline(classifiers["single"], "student")
         for inputs in (TEXTS[0], TEXTS[:3], {"text": "a", "text_pair": "b"}):
-            assert running.post("/models/torch", {"inputs": inputs}, headers=headers).json() == one(inputs)
+            served, expected = running.post("/models/torch", {"inputs": inputs}, headers=headers).json(), one(inputs)
+            # PyTorch in another process, with other threads, rounds the last digit differently now and then.
+            for ours, theirs in zip(*map(_rows, (served, expected)), strict=True):
+                assert ours == {**theirs, "score": pytest.approx(theirs["score"], abs=1e-6)}
+
+
+def _rows(answer):
+    return [answer] if isinstance(answer, dict) else answer
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from nlp_distill.exports import onnx_graph, onnx_ladder
 from nlp_distill.exports.format import Work
 from nlp_distill.exports.formats import FORMATS, forms_there
 from nlp_distill.exports.gate import Gate
-from nlp_distill.loading import load_config, load_tokenizer
+from nlp_distill.loading import load_config, load_model, load_tokenizer, save_model
 from nlp_distill.loop import Rows
 from nlp_distill.prediction import load_pipeline, variant_pipeline
 from nlp_distill.preflight import check_exports
@@ -30,6 +30,9 @@ def workshop(folder, name, data, model_type="bert", rows=40):
     found = found.select(range(min(rows, len(found))))
     model = save_tiny(folder, model_type, task.auto_class, **task.config_settings())
     tokenizer = load_tokenizer(model, 64)
+    loaded = load_model(model, task.auto_class)
+    task.configure(loaded)
+    save_model(loaded, tokenizer, model)
     work = Work(model, task, tokenizer, Rows(task.features(found, tokenizer, 64), found), lambda *_, **__: None)
     return Gate(work, predict(variant_pipeline(model, task, None), task, found, 16))
 
