@@ -18,6 +18,7 @@ WORDS = {
 }
 DTYPES = {"_quantized": "q8", "_uint8": "uint8", "_int8": "int8", "_q4": "q4", "": "fp32"}
 """How a file's name ends → what transformers.js calls it (its DEFAULT_DTYPE_SUFFIX_MAPPING)."""
+FOR_BROWSERS = "student-onnx-mobile"
 
 
 class Engine(NamedTuple):
@@ -42,7 +43,9 @@ def uses(results: dict[str, Any], task: Task, tokenizer: Any) -> list[dict[str, 
         code = _optimum(task, asked, settings, variant, ONNX)
         title = f"With Optimum and ONNX Runtime ({variant['name']}; without the names of its files Optimum takes fp32)"
         found.append({"title": title, "language": "python", "code": code})
-        title = "In the browser or in Node, with transformers.js (@huggingface/transformers)"
+        variant = next((v for v in results["variants"] if v["score"] and v["name"] == FOR_BROWSERS), variant)
+        where = "In the browser or in Node" if _in_browsers(variant) else "In Node (browsers need the profile `mobile`)"
+        title = f"{where}, with transformers.js (@huggingface/transformers)"
         found.append({"title": title, "language": "js", "code": _javascript(task, asked, variant)})
     variant = _delivered(results, "openvino")
     if variant is not None and "file_name" in variant["settings"]:
@@ -57,6 +60,13 @@ def _delivered(results: dict[str, Any], folder: str) -> dict[str, Any] | None:
     ready = [v for v in results["variants"] if v["score"] and v["settings"].get("subfolder") == folder]
     named = [variant for variant in ready if variant["name"] == results["recommended"]]
     return next(iter(named or sorted(ready, key=lambda variant: int(variant["bytes"]))), None)
+
+
+def _in_browsers(variant: dict[str, Any]) -> bool:
+    """Whether WebAssembly has a kernel for each node: it has none for tables of 4 bits (`GatherBlockQuantized`)."""
+    file = variant["settings"].get("file_name") or variant["settings"]["decoder_file_name"]
+    tables_of_4_bits = ("_q4.onnx",) if "decoder_file_name" in variant["settings"] else ("_q4.onnx", "_quantized.onnx")
+    return not file.endswith(tables_of_4_bits)
 
 
 def _asked(results: dict[str, Any], task: Task, tokenizer: Any) -> Any:
