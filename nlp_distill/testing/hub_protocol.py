@@ -105,6 +105,8 @@ class Answers(BaseHTTPRequestHandler):
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.status = status
         self.send_response(status)
+        # huggingface_hub forgets its sessions without closing them; no socket may outlive its answer.
+        self.send_header("Connection", "close")
         for name, value in {"Content-Length": str(len(content)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
