@@ -149,6 +149,8 @@ def blocks_of(servers: dict[str, Server], script: Path, rounds: int, seconds: fl
             before = servers[name].cpu()
             measured = load(servers[name], script, CONNECTIONS, seconds)
             cpu, answered = servers[name].cpu() - before, int(measured["requests"] - measured["refused"])
+            if not answered:
+                sys.exit(f"{name} answered nothing within a block; take longer ones.")
             memory = servers[name].memory()["pss"]
             blocks[name].append(Block(measured["seconds"], cpu, answered, answered, memory))
             for kind, values in latencies[name].items():
