@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --d
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup quickstart test test-all javascript lint bench bench-ablations bench-exports bench-long bench-safety bench-environments torture torture-service docs clean
+.PHONY: help setup quickstart test test-all javascript lint bench bench-ablations bench-exports bench-serving bench-long bench-safety bench-environments torture torture-service docs clean
 
 help:  ## Show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,9 @@ bench-ablations: setup  ## What each gain is worth: everything on, minus one
 
 bench-exports: setup  ## Latency and size of the exports of a run: RUN=runs/quickstart
 	$(BIN)/python benchmarks/exports.py $(or $(RUN),runs/quickstart)
+
+bench-serving: setup  ## Requests a second beside a naive server, and overload: RUN=runs/quickstart (wants wrk)
+	$(BIN)/python benchmarks/serving.py $(or $(RUN),runs/quickstart) --keep
 
 bench-long: setup  ## 10 minutes of training on the whole of SST-2 against a tuned loop's 10 and 60: DATA=folder
 	$(BIN)/python benchmarks/long.py $(DATA)

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from nlp_distill.errors import MissingExtra
 from nlp_distill.exports.format import Attempt, Form, Format, Work
 from nlp_distill.first_token import can_read_first
-from nlp_distill.recipe import Export
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from nlp_distill.recipe import Export
     from nlp_distill.task import Task
 
 WORD_BITS = {"small": 4, "mobile": 8}

@@ -18,12 +18,12 @@ from nlp_distill.errors import MissingExtra, ModelNotFound
 from nlp_distill.exports.format import Attempt, Form, Format, Work
 from nlp_distill.first_token import can_read_first, first_token_only
 from nlp_distill.loading import load_config, load_generation, load_model
-from nlp_distill.recipe import Export
 from nlp_distill.vetting import check_folder, inside
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from nlp_distill.recipe import Export
     from nlp_distill.task import Task
 
 PARTS = ("openvino_model", "openvino_encoder_model", "openvino_decoder_model", "openvino_decoder_with_past_model")

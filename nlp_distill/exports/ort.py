@@ -14,11 +14,11 @@ from nlp_distill.errors import RunFailed
 from nlp_distill.exports.format import Attempt, Form, Work
 from nlp_distill.exports.onnx import Onnx
 from nlp_distill.loading import load_ort_file
-from nlp_distill.recipe import Export
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from nlp_distill.recipe import Export
     from nlp_distill.task import Task
 
 OPERATORS = ".required_operators_and_types.config"

@@ -79,6 +79,6 @@ def load_light(folder: Path, variant: str, threads: int = 1) -> LightClassifier 
         from nlp_distill.light.question_answering import LightAnswerer
 
         model = LightAnswerer(folder, file, config, made_for(folder)[1], threads)
-    if form.precision == "fp32":
+    if form.batch > 1:
         model.graph.try_batches(model.tokenizer.vocabulary, model.tokenizer.model_max_length)
     return model

@@ -15,7 +15,8 @@ from nlp_distill.errors import ModelNotFound
 Row = dict[str, NDArray[np.int64]]
 """Inputs of one row by name, each [tokens]."""
 
-MOST_ROWS = 16
+MOST_ROWS, MOST_TOKENS = 16, 512
+"""Of a batch. Longer ones gain nothing, and attention of many long rows takes much memory."""
 PROBES = ((5, 2), (8, 7), (24, 16), (61, 3), (128, 2))
 """Tokens and rows of the batches that show whether a row's mates change its answer."""
 
@@ -24,14 +25,17 @@ class Graph:
     """A session with one thread a run (several runs may go on at once), on the files that a model folder holds.
 
     `exact`: whether rows of one length may share a batch. Dynamic quantisation scales activations over the whole batch,
-    so its answers depend on batch mates; float kernels may add in another order for another number of rows. So it is
-    tried, on this machine, with these weights: only batches whose every bit is that of the rows alone are allowed.
+    so its answers depend on batch mates; float kernels may add in another order for another number of rows; static
+    int8 adds integers. So it is tried, on this machine, with these weights: only batches whose every bit is that of the
+    rows alone are allowed.
     """
 
     def __init__(self, folder: Path, file: str, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        # A pattern is one block of memory for each length that rows have, beside what is free already.
+        options.enable_mem_pattern = False
         options.log_severity_level = 3
         try:
             path = folder / "onnx" / file
@@ -69,9 +73,10 @@ class Graph:
         for number, row in enumerate(batch):
             by_length.setdefault(len(row["input_ids"]), []).append(number)
         found: dict[int, dict[str, NDArray[np.float32]]] = {}
-        for numbers in by_length.values():
-            for start in range(0, len(numbers), MOST_ROWS):
-                part = numbers[start : start + MOST_ROWS]
+        for tokens, numbers in by_length.items():
+            most = max(1, min(MOST_ROWS, MOST_TOKENS // tokens))
+            for start in range(0, len(numbers), most):
+                part = numbers[start : start + most]
                 found |= dict(zip(part, self._run([batch[number] for number in part]), strict=True))
         return [found[number] for number in range(len(batch))]
 

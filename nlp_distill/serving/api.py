@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field, create_model
+from starlette.types import Scope
 
 from nlp_distill.serving.bodies import Kind, asked, kind_of
 from nlp_distill.serving.catalog import Served
@@ -71,6 +72,20 @@ def prediction_router(models: list[Served], engines: Mapping[str, Engine], metri
 
     _add_health(router, models, engines, metrics)
     return router
+
+
+def admission(models: list[Served], engines: Mapping[str, Engine]) -> Callable[[Scope], None]:
+    """Refuses what an engine has no room for before anything else is done: under a flood that must cost little."""
+    asked = {"/predict": models[0].id, "/": models[0].id}
+    for model in models:
+        asked |= {f"/models/{model.id}": model.id, f"/v2/models/{model.id}/infer": model.id}
+
+    def admit(scope: Scope) -> None:
+        engine = engines.get(asked.get(scope["path"], "")) if scope["method"] == "POST" else None
+        if engine is not None:
+            engine.admit(1)
+
+    return admit
 
 
 def is_ready(engines: Mapping[str, Engine], model: Served) -> bool:

@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse
 
-from nlp_distill.serving.api import prediction_router
+from nlp_distill.serving.api import admission, prediction_router
 from nlp_distill.serving.catalog import Served
 from nlp_distill.serving.engines import Engine, running
 from nlp_distill.serving.metrics import Metrics
@@ -43,7 +43,8 @@ class Settings:
 def make_app(models: list[Served], engines: Mapping[str, Engine], metrics: Metrics, settings: Settings) -> FastAPI:
     """The app. `engines` may fill up after it is made."""
     known = one_token(settings.token) if settings.token else None
-    app = new_app("nlp-distill serve", Access(known, settings.hosts, OPEN), MAX_BODY)
+    access = Access(known, settings.hosts, OPEN)
+    app = new_app("nlp-distill serve", access, MAX_BODY, admit=admission(models, engines))
     app.include_router(prediction_router(models, engines, metrics))
     app.include_router(inference_router(models, engines))
     _add_page(app)

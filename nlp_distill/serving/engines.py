@@ -81,7 +81,7 @@ class Engine:
     async def ask(self, inputs: Any, parameters: dict[str, Any], rows: int) -> Answer:
         """The pipeline's answer to inputs that hold `rows` rows. Raises `Problem`: 422, 429, 500, 503."""
         name = self.served.id
-        self._admit(rows)
+        self.admit(rows)
         self._count += 1
         number = self._count
         waiting = _Waiting(asyncio.get_running_loop().create_future(), rows)
@@ -103,7 +103,8 @@ class Engine:
             self._metrics.requests.labels(name, outcome).inc()
             self._metrics.seconds.labels(name).observe(time.monotonic() - waiting.since)
 
-    def _admit(self, rows: int) -> None:
+    def admit(self, rows: int) -> None:
+        """Raises `Problem` (429, 503) where there is no room for so many rows."""
         if not self.ready:
             self._metrics.requests.labels(self.served.id, "engine_not_ready").inc()
             raise not_ready(self.served.id)

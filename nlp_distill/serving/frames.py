@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import asyncio
 
 LENGTH = 4
 MOST = 256 << 20
@@ -39,5 +41,5 @@ async def receive(stream: asyncio.StreamReader) -> tuple[dict[str, Any], bytes] 
         if length > MOST:
             return None
         return unpack(await stream.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError):
+    except (EOFError, ConnectionError):
         return None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 
 from fastapi import FastAPI
+from starlette.types import Scope
 
 from nlp_distill import __version__
 from nlp_distill.web.guard import Access, Guard
@@ -19,11 +20,12 @@ def new_app(
     larger: Mapping[str, int] | None = None,
     body_seconds: float = 30.0,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+    admit: Callable[[Scope], None] | None = None,
 ) -> FastAPI:
     """An app whose errors are problem documents, behind the guard, with no page that loads from elsewhere.
 
     `max_body`: bytes that a body may have; `larger`: prefix of a path → bytes, where it may have others;
-    `body_seconds`: how long it may take to arrive.
+    `body_seconds`: how long it may take to arrive; `admit`: raises `Problem` where there is no room.
     """
     app = FastAPI(
         title=title,
@@ -33,5 +35,7 @@ def new_app(
         lifespan=lifespan,
     )
     answer_with_problems(app)
-    app.add_middleware(Guard, access=access, max_body=max_body, larger=larger or {}, body_seconds=body_seconds)
+    app.add_middleware(
+        Guard, access=access, max_body=max_body, larger=larger or {}, body_seconds=body_seconds, admit=admit
+    )
     return app

@@ -75,16 +75,26 @@ class Access:
 
 
 class Guard:
-    """ASGI middleware. `scope["state"]` gets `request_id`, and `who` as `Access.known` gave it."""
+    """ASGI middleware. `scope["state"]` gets `request_id`, and `who` as `Access.known` gave it.
+
+    `admit` raises `Problem` for what there is no room for; its body is not read, nor is any route looked for.
+    """
 
     def __init__(
-        self, app: ASGIApp, access: Access, max_body: int, larger: Mapping[str, int], body_seconds: float
+        self,
+        app: ASGIApp,
+        access: Access,
+        max_body: int,
+        larger: Mapping[str, int],
+        body_seconds: float,
+        admit: Callable[[Scope], None] | None = None,
     ) -> None:
         self.app = app
         self.access = access
         self.max_body = max_body
         self.larger = larger
         self.body_seconds = body_seconds
+        self.admit = admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
@@ -107,6 +117,8 @@ class Guard:
             self._check_host(headers)
             by_cookie = self._check_token(scope, headers, state)
             self._check_origin(scope, headers, by_cookie)
+            if self.admit is not None:
+                self.admit(scope)
             within_caps = self._within_caps(scope, headers, receive)
         except Problem as problem:
             await problem.response(name)(scope, receive, send_with_headers)

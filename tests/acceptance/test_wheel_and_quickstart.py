@@ -2,23 +2,34 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from nlp_distill.testing.hub import LoopbackHub
+
 ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MINE = "Please cancel my order 99"
 
 pytestmark = pytest.mark.slow
 
 
-def call(*command, cwd, **extra):
+def strangers(extra):
+    """The environment of somebody who has no checkout."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    return {**environment, "HF_HUB_OFFLINE": "1", **extra}
+
+
+def call(*command, cwd, **extra):
     done = subprocess.run(
         list(map(str, command)),
         cwd=cwd,
-        env={**environment, "HF_HUB_OFFLINE": "1", **extra},
+        env=strangers(extra),
         capture_output=True,
         text=True,
     )
@@ -39,7 +50,7 @@ def installed(tmp_path_factory):
         uv,
         "pip",
         "install",
-        f"{wheel}[onnx,quickstart]",
+        f"{wheel}[onnx,quickstart,serve]",
         cwd=folder,
         VIRTUAL_ENV=str(folder / "env"),
         UV_FIND_LINKS=links,
@@ -71,8 +82,9 @@ def test_the_quickstart_in_short(installed):
     assert labels == ["positive", "negative"]
 
 
-def test_ones_own_csv(installed):
-    """What a newcomer does first: a file of their own, columns guessed."""
+@pytest.fixture(scope="module")
+def mine(installed):
+    """What a newcomer does first: a file of their own, columns guessed; what the student says of a text."""
     rows = [("I want to cancel my order", "cancel"), ("Where is my parcel?", "track"), ("Refund me now", "refund")]
     lines = ["message,intent", *(f"{text} {i},{label}" for i in range(40) for text, label in rows)]
     (installed / "mine.csv").write_text("\n".join(lines) + "\n")
@@ -82,8 +94,42 @@ def test_ones_own_csv(installed):
     settings = ["-o", "teacher.finetune={epochs: 3, learning_rate: 2e-4}", "-o", "distill.epochs=3"]
     output = call(tool, "run", "mine.yaml", *settings, cwd=installed)
     assert "rows cut from train" in output
-    answer = call(tool, "predict", "runs/mine", "Please cancel my order 99", cwd=installed)
-    assert json.loads(answer)["outputs"][0]["label"] == "cancel"
+    return call(tool, "predict", "runs/mine", MINE, cwd=installed)
+
+
+def test_ones_own_csv(mine):
+    assert json.loads(mine)["outputs"][0]["label"] == "cancel"
+
+
+def readme_command(verb, *others):
+    """A command of the README: the words behind `nlp-distill`; the text in it is ours."""
+    (line,) = re.findall(rf"^nlp-distill ({verb} .*?)(?:  +#.*)?$", README, re.MULTILINE)
+    return [MINE if " " in word else word for word in shlex.split(line)] + [*others]
+
+
+def test_published_found_by_its_id_and_served_as_the_readme_says(installed, mine, tmp_path):
+    """By commands and code of the README, from another folder and with a home that is new."""
+    bin = installed / "env" / "bin"
+    imports, call_it = re.search(r"```python\n(from huggingface_hub.*?)\n\n(.*?)\n```", README, re.DOTALL).groups()
+    client = f"{imports}\nprint({call_it})"
+    with LoopbackHub() as hub:
+        own, fresh = (hub.environment(tmp_path / home) for home in ("own", "fresh"))
+        planned = call(bin / "nlp-distill", *readme_command("push .*--dry-run"), cwd=installed, **own)
+        assert "model.safetensors" in planned and not hub.repositories
+        call(bin / "nlp-distill", *readme_command("push .*--private"), cwd=installed, **own)
+        assert call(bin / "nlp-distill", *readme_command("predict org/mine"), cwd=tmp_path, **fresh) == mine
+        call(bin / "nlp-distill", *readme_command("pull org/mine"), cwd=tmp_path, **fresh)
+        assert (tmp_path / "mine" / "onnx" / "model_quantized.onnx").is_file()
+        # Port 8000 may be somebody else's.
+        serve = [bin / "nlp-distill", *readme_command("serve org/mine", "--port", "0")]
+        with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=strangers(fresh)) as server:
+            try:
+                url = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+?:\d+", line)))
+                asking = client.replace("http://127.0.0.1:8000", url).replace("A text of yours.", MINE)
+                said = call(bin / "python", "-c", asking, cwd=tmp_path, **fresh)
+            finally:
+                server.terminate()
+        assert json.loads(mine)["outputs"][0]["label"] in said and server.returncode == 0
 
 
 STOCK = """

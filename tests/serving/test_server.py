@@ -19,6 +19,10 @@ import pytest
 from huggingface_hub import InferenceClient
 
 from nlp_distill.prediction import load_pipeline
+from nlp_distill.serving.app import Settings, make_app
+from nlp_distill.serving.catalog import Served
+from nlp_distill.serving.engines import Engine
+from nlp_distill.serving.metrics import Metrics
 from nlp_distill.testing import WORDS, tiny_rows
 
 INT8, FP32 = "student-onnx-int8", "student-onnx-fp32"
@@ -321,6 +325,28 @@ def test_more_than_it_can_do_is_refused_at_once(tmp_path, answerers):
                 assert is_problem(answer, 429)["code"] == "queue_full"
                 assert int(answer.headers["retry-after"]) >= 1
         assert running.post("/predict", {"inputs": questions}).status_code == 200
+
+
+def test_what_a_full_engine_refuses_is_not_even_read(tmp_path):
+    models = [Served(name, tmp_path, FP32, "classification", light=True) for name in ("full", "free")]
+    metrics = Metrics()
+    engines = {model.id: Engine(model, threads=1, most_rows=1, metrics=metrics) for model in models}
+    for engine in engines.values():
+        engine.ready = True
+    engines["full"]._rows = 1
+    app = httpx.ASGITransport(make_app(models, engines, metrics, Settings(token="a-token-of-enough-letters")))
+
+    async def ask(path, method="POST", token="a-token-of-enough-letters"):
+        async with httpx.AsyncClient(transport=app, base_url="http://localhost", verify=False) as client:
+            answer = await client.request(method, path, content=b"{", headers={"authorization": f"Bearer {token}"})
+            return answer.status_code
+
+    for path in ("/predict", "/", "/models/full", "/v2/models/full/infer"):
+        assert asyncio.run(ask(path)) == 429
+        assert asyncio.run(ask(path, token="another")) == 401
+    for path in ("/models/free", "/v2/models/free/infer", "/compare"):
+        assert asyncio.run(ask(path)) == 422
+    assert asyncio.run(ask("/models", "GET")) == 200
 
 
 def test_what_was_asked_before_the_end_is_answered(tmp_path, answerers):
