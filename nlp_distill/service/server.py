@@ -13,7 +13,9 @@ from pathlib import Path
 import uvicorn
 
 from nlp_distill.service.api.app import service_app
+from nlp_distill.service.executors.contract import Executor
 from nlp_distill.service.executors.local import LocalExecutor
+from nlp_distill.service.executors.ray import RayExecutor
 from nlp_distill.service.home import Home
 from nlp_distill.service.processes import alive, signature
 from nlp_distill.service.store.database import Database
@@ -63,8 +65,18 @@ class WorkerBeside:
             self._process.wait()
 
 
-def run_worker(home: Home, settings: WorkerSettings) -> None:
-    """Work until SIGTERM or SIGINT; a second one stops at once."""
+def executor_of(home: Home, ray: str | None) -> Executor:
+    """Where attempts run: on the Ray cluster at this address, else here. Raises `RayUnfit`."""
+    if ray is None:
+        return LocalExecutor()
+    executor = RayExecutor(ray, home.ray)
+    executor.check()
+    return executor
+
+
+def run_worker(home: Home, settings: WorkerSettings, ray: str | None = None) -> None:
+    """Work until SIGTERM or SIGINT; a second one stops at once. Raises `RayUnfit`."""
+    executor = executor_of(home, ray)
     asked: list[int] = []
 
     def ask(number: int, _frame: object) -> None:
@@ -75,7 +87,7 @@ def run_worker(home: Home, settings: WorkerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
     database = Database(home.make().database).migrate()
-    Worker(home, Queue(database), LocalExecutor(), settings).serve(lambda: bool(asked))
+    Worker(home, Queue(database), executor, settings).serve(lambda: bool(asked))
     database.close()
 
 

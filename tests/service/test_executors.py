@@ -1,22 +1,31 @@
-"""What every executor must do. A second one joins by one more entry in `EXECUTORS`."""
+"""What every executor must do: on this machine, and on a real Ray cluster of one."""
 
 import os
 import sys
 
 import pytest
-from conftest import until
+from conftest import RAY_TOKEN, until
 
 from nlp_distill.service.executors.contract import Spec
 from nlp_distill.service.executors.local import LocalExecutor
+from nlp_distill.service.executors.ray import RayExecutor
 from nlp_distill.service.home import new_id
 from nlp_distill.service.processes import members
 
-EXECUTORS = {"local": LocalExecutor}
+
+@pytest.fixture(params=["local", "ray"])
+def new_executor(request, tmp_path, monkeypatch):
+    """Gives executors of the same place."""
+    if request.param == "local":
+        return LocalExecutor
+    monkeypatch.setenv("RAY_AUTH_TOKEN", RAY_TOKEN)
+    cluster = request.getfixturevalue("ray_cluster")
+    return lambda: RayExecutor(cluster.address, tmp_path / "ray")
 
 
-@pytest.fixture(params=EXECUTORS.values(), ids=EXECUTORS.keys())
-def executor(request):
-    return request.param()
+@pytest.fixture
+def executor(new_executor):
+    return new_executor()
 
 
 @pytest.fixture
@@ -126,29 +135,27 @@ def test_reaping_leaves_nothing_in_whatever_session(executor, spec, ends):
     executor.reap(given.attempt_id, handle)
 
 
-def test_an_attempt_of_an_earlier_executor_is_reaped_by_name(executor, spec):
+def test_an_attempt_of_an_earlier_executor_is_reaped_by_name(executor, new_executor, spec):
     given = spec(DEAF)
     handle = executor.submit(given)
     until(lambda: b"ready" in executor.logs(handle, 0))
-    type(executor)().reap(given.attempt_id, None)
+    new_executor().reap(given.attempt_id, None)
     assert list(members(given.attempt_id)) == []
     executor.reap(given.attempt_id, handle)
 
 
-def test_a_handle_that_the_place_does_not_know_is_lost(executor, spec):
+def test_a_handle_that_the_place_does_not_know_is_lost(executor, new_executor, spec):
     given = spec("")
     handle = executor.submit(given)
     end_of(executor, handle)
     executor.reap(given.attempt_id, handle)
-    assert type(executor)().poll(handle).kind == "lost"
+    assert new_executor().poll(handle).kind == "lost"
 
 
 def test_secrets_never_reach_the_log(executor, spec, monkeypatch):
-    monkeypatch.setenv("NLP_DISTILL_TOKEN", "a-long-secret-of-the-service")
-    script = (
-        "print('hf_abcdefghijklmnop'); print('Authorization: Bearer abcdefghij'); print('a-long-secret-of-the-service')"
-    )
-    handle = executor.submit(spec(script))
+    monkeypatch.setenv("HF_TOKEN", "a-long-secret-of-the-hub")
+    script = "import os; print('hf_abcdefghijklmnop', os.environ['HF_TOKEN']); print('Authorization: Bearer abcdefghij')"
+    handle = executor.submit(spec(script, environment={"HF_TOKEN": "a-long-secret-of-the-hub"}))
     end_of(executor, handle)
     text = executor.logs(handle, 0).decode()
     assert text.count("[secret]") == 3 and "abcdefgh" not in text and "a-long" not in text
