@@ -203,6 +203,22 @@ def jobs_logs(
         sys.stdout.flush()
 
 
+@app.command("checkpoints")
+def jobs_checkpoints(
+    job: JobArgument, as_json: JsonOption = False, url: UrlOption = None, home: HomeOption = None
+) -> None:
+    """List the checkpoints that a job would go on from."""
+    found = _find(job, url, home).checkpoints()
+    if as_json:
+        _print(found)
+        return
+    for checkpoint in found:
+        size = checkpoint["bytes"] / 1e6
+        say(f"{checkpoint['stage']}  step {checkpoint['step']}  {size:.1f} MB  {checkpoint['state']}")
+    if not found:
+        say("It has none: no training has begun, or all are done.")
+
+
 @app.command("download")
 def jobs_download(
     job: JobArgument,

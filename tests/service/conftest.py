@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import warnings
 from pathlib import Path
@@ -158,12 +157,12 @@ class RayCluster:
 
     def answers(self):
         assert self.process.poll() is None, (self.folder / "start.log").read_text()
-        request = urllib.request.Request(
-            f"{self.address}/api/version", headers={"Authorization": f"Bearer {RAY_TOKEN}"}
-        )
+        headers = {"Authorization": f"Bearer {RAY_TOKEN}", "Content-Type": "application/json"}
+        # Its dashboard answers long before it takes jobs.
+        request = urllib.request.Request(f"{self.address}/api/jobs/", b'{"entrypoint": "true"}', headers)
         try:
-            return urllib.request.urlopen(request, timeout=5).status == 200
-        except (urllib.error.URLError, OSError):
+            return urllib.request.urlopen(request, timeout=30).status == 200
+        except OSError:
             return False
 
     def end(self):

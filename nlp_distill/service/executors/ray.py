@@ -59,7 +59,7 @@ class Cluster:
         self.address = address.rstrip("/")
         if not self.address.startswith(("http://", "https://")) or "@" in self.address:
             raise self._unfit("it is no address of a dashboard", "give http://HEAD:8265")
-        self._http = httpx.Client(base_url=self.address, trust_env=False, verify=ssl.create_default_context())
+        self._tls = ssl.create_default_context()
         self._token = {"Authorization": f"Bearer {ray_token()}"}
         self._rest_until = 0.0
 
@@ -101,7 +101,16 @@ class Cluster:
         if time.monotonic() < self._rest_until:
             raise Unavailable(f"The Ray cluster at {self.address} does not answer.")
         try:
-            return self._http.request(method, path, headers=headers, json=body, timeout=seconds)
+            # A connection each: there are few, and none goes stale.
+            return httpx.request(
+                method,
+                self.address + path,
+                headers=headers,
+                json=body,
+                timeout=seconds,
+                verify=self._tls,
+                trust_env=False,
+            )
         except httpx.TransportError as error:
             self._rest_until = time.monotonic() + REST_S
             why = type(error).__name__
