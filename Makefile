@@ -1,6 +1,6 @@
 # make quickstart and make test set up everything that they need; nothing is installed outside .venv.
 PYTHON ?= python3
-EXTRAS ?= onnx,openvino,executorch,serve,service,quickstart,dev
+EXTRAS ?= onnx,openvino,executorch,serve,service,ray,quickstart,dev
 BIN := .venv/bin
 # One thread a process, a process a core: tests are many and small. A file stays together, for what its tests share.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

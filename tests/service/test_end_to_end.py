@@ -103,6 +103,7 @@ def service(world):
     served = Service(world)
     until(lambda: answers(served.client), 300)
     yield served
+    served.client.http.close()
     if served.server.poll() is None:
         served.stop()
 

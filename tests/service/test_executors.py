@@ -4,14 +4,17 @@ import json
 import os
 import signal
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import FAST, RAY_TOKEN, RayCluster, events_of, free_ports, script_runs, until
+from conftest import FAST, RAY_TOKEN, RECIPE, RayCluster, events_of, free_ports, script_runs, until
 from typer.testing import CliRunner
 
 from nlp_distill.cli import app
 from nlp_distill.errors import RayUnfit
-from nlp_distill.recipe_file import load_recipe
+from nlp_distill.recipe import Recipe
+from nlp_distill.recipe_file import expand, load_recipe
 from nlp_distill.rundir import sha256_file
 from nlp_distill.service.executors import ray
 from nlp_distill.service.executors.contract import Spec, Unavailable
@@ -248,17 +251,45 @@ def test_a_job_has_the_same_weights_on_ray_as_here(on_ray, home, queue, tiny_rec
     assert not list(home.ray.parent.glob("ray/*")) and not (on_ray.shared / attempt.id).exists()
 
 
+def refuses(address, shared, given):
+    executor = RayExecutor(address, shared)
+    with pytest.raises(RayUnfit, match="lets anybody in; start it with RAY_AUTH_MODE=token"):
+        executor.check()
+    with pytest.raises(Unavailable, match="lets anybody in"):
+        executor.submit(given)
+    assert not list(shared.glob("*"))
+    return executor
+
+
+def test_what_answers_anybody_is_refused(tmp_path, spec, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", RAY_TOKEN)
+    asked = []
+
+    class Open(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append((self.path, self.headers["Authorization"]))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Open) as server:
+        threading.Thread(target=server.serve_forever).start()
+        refuses(f"http://127.0.0.1:{server.server_port}", tmp_path / "ray", spec(""))
+        server.shutdown()
+    # It gets no job, and no token.
+    assert asked == [("/api/version", None)] * 2
+
+
+@pytest.mark.slow
 def test_a_cluster_that_lets_anybody_in_is_refused(tmp_path, spec):
     cluster = RayCluster("disabled")
     try:
         until(cluster.answers)
-        executor = RayExecutor(cluster.address, tmp_path / "ray")
-        with pytest.raises(RayUnfit, match="lets anybody in; start it with RAY_AUTH_MODE=token"):
-            executor.check()
         given = spec("")
-        with pytest.raises(Unavailable, match="lets anybody in"):
-            executor.submit(given)
-        assert executor.cluster.job(given.attempt_id) is None and not list((tmp_path / "ray").glob("*"))
+        executor = refuses(cluster.address, tmp_path / "ray", given)
+        assert executor.cluster.job(given.attempt_id) is None
     finally:
         cluster.end()
 
@@ -273,7 +304,7 @@ def test_what_is_wrong_with_a_cluster_is_one_sentence(ray_cluster, tmp_path, mon
     with pytest.raises(RayUnfit, match="no address"):
         RayExecutor("auto", tmp_path)
     told = CliRunner().invoke(app, ["worker", "--home", str(tmp_path / "home"), "--ray", nowhere])
-    assert told.exit_code == 2 and isinstance(told.exception, RayUnfit)
+    assert isinstance(told.exception, RayUnfit) and told.exception.exit_code == 2
 
 
 def test_the_token_comes_from_where_ray_keeps_it(tmp_path, monkeypatch):
@@ -343,9 +374,10 @@ def test_a_cluster_that_is_gone_has_lost_its_jobs(on_ray, spec, tmp_path, monkey
     assert on_ray.poll(json.dumps({"attempt": "attempt_of_before"})).kind == "lost"
 
 
-def test_jobs_wait_for_a_cluster_that_is_away(ray_cluster, home, queue, monkeypatch):
+def test_jobs_wait_for_a_cluster_that_is_away(home, queue):
     executor = RayExecutor(f"http://127.0.0.1:{free_ports()[0]}", home.ray)
-    given = {"name": "", "tags": [], "priority": 0, "recipe": {}, "recipe_sha256": "0", "resources": {}}
+    recipe = Recipe.model_validate(expand(RECIPE)).resolved()
+    given = {"name": "", "tags": [], "priority": 0, "recipe": recipe, "recipe_sha256": "0", "resources": {}}
     with queue.database.writing() as connection:
         name = queue.submit(connection, **given)
     worker = Worker(home, queue, executor, FAST)

@@ -60,7 +60,8 @@ class Cluster:
         if not self.address.startswith(("http://", "https://")) or "@" in self.address:
             raise self._unfit("it is no address of a dashboard", "give http://HEAD:8265")
         self._tls = ssl.create_default_context()
-        self._token = {"Authorization": f"Bearer {ray_token()}"}
+        token = ray_token()
+        self._token = {"Authorization": f"Bearer {token}"} if token else {}
         self._rest_until = 0.0
 
     def _unfit(self, reason: str, fix: str) -> RayUnfit:
