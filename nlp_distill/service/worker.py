@@ -6,6 +6,7 @@ their checkpoints. When it is asked to stop it stops its attempts with a checkpo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -17,12 +18,13 @@ from dataclasses import dataclass
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import OperationalError
 
+from nlp_distill.errors import NlpDistillError
 from nlp_distill.service.attempt import Attempt
 from nlp_distill.service.executors.contract import Executor, Unavailable
 from nlp_distill.service.home import Home, new_id, now_ms
 from nlp_distill.service.launch import prepare
 from nlp_distill.service.processes import alive, signature
-from nlp_distill.service.reasons import Ending, Reason
+from nlp_distill.service.reasons import Ending, Reason, of_error
 from nlp_distill.service.store.queue import TERMINAL, Claim, Fenced, Queue
 from nlp_distill.service.store.tables import files, idempotency, jobs, workers
 
@@ -134,11 +136,14 @@ class Worker:
         except Unavailable as error:
             log.warning("%s waits: %s", claim.job_id, error)
             self._rest_until = time.monotonic() + self.settings.rest_s
-            self.queue.finish(claim, Ending("stopped", detail=str(error)))
+            self._refuse(claim, Ending("stopped", detail=str(error)))
+            return
+        except NlpDistillError as error:
+            why = of_error([kind.__name__ for kind in type(error).__mro__], str(error))
+            self._refuse(claim, Ending("failed", why, f"It could not be started: {error}"))
             return
         except (OSError, LookupError) as error:
-            detail = f"It could not be started: {error}"
-            self.queue.finish(claim, Ending("failed", Reason.PROCESS_LOST, detail))
+            self._refuse(claim, Ending("failed", Reason.PROCESS_LOST, f"It could not be started: {error}"))
             return
         with self.queue.database.reading() as connection:
             deadline = connection.execute(select(jobs.c.deadline_at).where(jobs.c.id == claim.job_id)).scalar()
@@ -146,6 +151,11 @@ class Worker:
         attempt = Attempt(self.home, self.queue, self.executor, claim, spec, handle, deadline, *limits)
         self.attempts.append(attempt)
         self._guard(attempt, lambda: self.queue.started(claim, handle))
+
+    def _refuse(self, claim: Claim, ending: Ending) -> None:
+        # Who took so long to find out may have lost the job meanwhile.
+        with contextlib.suppress(Fenced):
+            self.queue.finish(claim, ending)
 
     def _place(self, name: str) -> str:
         """Where an upload or a job's run lies."""
