@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from nlp_distill.service.api.app import service_app
-from nlp_distill.service.executors.contract import Executor
+from nlp_distill.service.executors.contract import Executor, Unavailable
 from nlp_distill.service.executors.local import LocalExecutor
 from nlp_distill.service.executors.ray import RayExecutor
 from nlp_distill.service.home import Home
@@ -22,6 +23,7 @@ from nlp_distill.service.store.database import Database
 from nlp_distill.service.store.queue import Queue
 from nlp_distill.service.worker import Worker, WorkerSettings
 
+log = logging.getLogger("nlp_distill.worker")
 LOOK_S = 1.0
 DRAIN_S = 10
 
@@ -66,11 +68,17 @@ class WorkerBeside:
 
 
 def executor_of(home: Home, ray: str | None) -> Executor:
-    """Where attempts run: on the Ray cluster at this address, else here. Raises `RayUnfit`."""
+    """Where attempts run: on the Ray cluster at this address, else here. Raises `RayUnfit`.
+
+    One that does not answer may come: jobs wait for it.
+    """
     if ray is None:
         return LocalExecutor()
     executor = RayExecutor(ray, home.ray)
-    executor.check()
+    try:
+        executor.cluster.check()
+    except Unavailable as error:
+        log.warning("jobs wait: %s", error)
     return executor
 
 

@@ -55,12 +55,14 @@ def serve_jobs(
 ) -> None:
     """`serve --jobs`: the API and a worker, in one command."""
     _check_installed()
+    from nlp_distill.service.executors.ray import RayExecutor
     from nlp_distill.service.home import Home
-    from nlp_distill.service.server import executor_of, listening_line, run_server
+    from nlp_distill.service.server import listening_line, run_server
     from nlp_distill.web.listening import read_token
 
     place = Home(home).make()
-    executor_of(place, ray)
+    if ray is not None:
+        RayExecutor(ray, place.ray).check()
     if (token := read_token(token_file)) is not None:
         place.use_token(token)
     place.admin_token()

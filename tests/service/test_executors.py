@@ -20,8 +20,9 @@ from nlp_distill.service.executors import ray
 from nlp_distill.service.executors.contract import Spec, Unavailable
 from nlp_distill.service.executors.local import LocalExecutor
 from nlp_distill.service.executors.ray import RayExecutor, ray_token
-from nlp_distill.service.home import new_id
+from nlp_distill.service.home import Home, new_id
 from nlp_distill.service.processes import PROC, members
+from nlp_distill.service.server import executor_of
 from nlp_distill.service.store.tables import attempts, jobs
 from nlp_distill.service.worker import Worker
 
@@ -303,8 +304,10 @@ def test_what_is_wrong_with_a_cluster_is_one_sentence(ray_cluster, tmp_path, mon
         RayExecutor(nowhere, tmp_path).check()
     with pytest.raises(RayUnfit, match="no address"):
         RayExecutor("auto", tmp_path)
-    told = CliRunner().invoke(app, ["worker", "--home", str(tmp_path / "home"), "--ray", nowhere])
+    told = CliRunner().invoke(app, ["serve", "--jobs", "--home", str(tmp_path / "home"), "--ray", nowhere])
     assert isinstance(told.exception, RayUnfit) and told.exception.exit_code == 2
+    # A worker waits, as jobs do; it is started anew whenever it ends.
+    assert executor_of(Home(tmp_path), nowhere).name == "ray"
 
 
 def test_the_token_comes_from_where_ray_keeps_it(tmp_path, monkeypatch):
