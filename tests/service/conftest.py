@@ -102,7 +102,7 @@ def worker_of(home, queue):
         attempt.executor.reap(attempt.claim.attempt_id, attempt.handle)
 
 
-def until(condition, seconds=120.0, act=lambda: None):
+def until(condition, seconds=300.0, act=lambda: None):
     """Act until something is so."""
     end = time.monotonic() + seconds
     while not (found := condition()):

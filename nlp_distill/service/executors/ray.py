@@ -97,7 +97,7 @@ class Cluster:
         raise Unavailable(f"The Ray cluster at {self.address} answered {answer.status_code}: {said}")
 
     def _send(
-        self, method: str, path: str, headers: dict[str, str], body: Any = None, seconds: float = ANSWER_S
+        self, method: str, path: str, headers: dict[str, str], body: Any = None, seconds: float | None = None
     ) -> httpx.Response:
         if time.monotonic() < self._rest_until:
             raise Unavailable(f"The Ray cluster at {self.address} does not answer.")
@@ -108,7 +108,7 @@ class Cluster:
                 self.address + path,
                 headers=headers,
                 json=body,
-                timeout=seconds,
+                timeout=seconds or ANSWER_S,
                 verify=self._tls,
                 trust_env=False,
             )
