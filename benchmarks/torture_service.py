@@ -53,29 +53,29 @@ RECIPE: dict[str, Any] = {
     "student": {"layers": 3},
 }
 CHATTY = """
-import json, sys, time
+import json, os, sys, time
+n = 0
 with open("{run}/events.jsonl", "a") as stream:
-    for n in range(%d):
+    while not os.path.exists("{enough}"):
         stream.write(json.dumps({"time": time.time(), "event": "note", "message": str(n)}) + "\\n")
         stream.flush()
-        time.sleep(0.02)
+        time.sleep(0.1)
+        n += 1
 """
+ENOUGH = "enough"
 STREAMS, JOBS, WORKERS = 20, 10, 8
 
 
-def chatty(lines: int) -> Any:
-    """Attempts that only speak."""
-
-    def prepared(home: Home, claim: Claim, place: Any, online: bool, niceness: int) -> Spec:
-        spec = prepare(home, claim, place, online, niceness)
-        run = home.run(claim.job_id)
-        run.mkdir(parents=True, exist_ok=True)
-        script = run.parent / "acting.py"
-        script.write_text((CHATTY % lines).replace("{run}", str(run)), encoding="utf-8")
-        path = f"{script.parent}:{spec.environment.get('PYTHONPATH', '')}"
-        return Spec(spec.attempt_id, ("acting",), spec.folder, spec.log, {**spec.environment, "PYTHONPATH": path})
-
-    return prepared
+def chatty(home: Home, claim: Claim, place: Any, online: bool, niceness: int) -> Spec:
+    """An attempt that only speaks, until it is enough."""
+    spec = prepare(home, claim, place, online, niceness)
+    run = home.run(claim.job_id)
+    run.mkdir(parents=True, exist_ok=True)
+    script = run.parent / "acting.py"
+    text = CHATTY.replace("{run}", str(run)).replace("{enough}", str(home.path / ENOUGH))
+    script.write_text(text, encoding="utf-8")
+    path = f"{script.parent}:{spec.environment.get('PYTHONPATH', '')}"
+    return Spec(spec.attempt_id, ("acting",), spec.folder, spec.log, {**spec.environment, "PYTHONPATH": path})
 
 
 def role(name: str, home: Home, argument: str) -> None:
@@ -90,7 +90,7 @@ def role(name: str, home: Home, argument: str) -> None:
     settings = WorkerSettings(slots=JOBS if name == "chatty" else 2, niceness=0)
     worker = Worker(home, queue_of(home), LocalExecutor(), settings)
     if name == "chatty":
-        worker.prepare = chatty(int(argument))
+        worker.prepare = chatty
     worker.serve(lambda: False)
 
 
@@ -132,7 +132,7 @@ def torture_api(home: Home, kills: int, chance: random.Random) -> dict[str, Any]
     home.make()
     port = free_port()
     server, _ = serve(home, port)
-    worker = act("chatty", home, str(max(100, 60 * kills)))
+    worker = act("chatty", home)
     client = Client(f"http://127.0.0.1:{port}", home.admin_token(), patience_s=600)
     names = [client.jobs.create(RECIPE, name=f"job {n}").id for n in range(JOBS)]
     seen: list[tuple[str, list[int]]] = [(names[n % JOBS], []) for n in range(STREAMS)]
@@ -141,7 +141,8 @@ def torture_api(home: Home, kills: int, chance: random.Random) -> dict[str, Any]
 
     def listen(job_id: str, numbers: list[int]) -> None:
         own = Client(client.url, home.admin_token(), patience_s=600)
-        numbers += [event["seq"] for event in own.jobs.get(job_id).events()]
+        for event in own.jobs.get(job_id).events():
+            numbers.append(event["seq"])
 
     def submit() -> None:
         own = Client(client.url, home.admin_token(), patience_s=600)
@@ -157,6 +158,8 @@ def torture_api(home: Home, kills: int, chance: random.Random) -> dict[str, Any]
     submitter = threading.Thread(target=submit)
     for thread in (*threads, submitter):
         thread.start()
+    while not (more and all(numbers for _, numbers in seen)):
+        time.sleep(0.1)
     ready = []
     for _ in range(kills):
         time.sleep(chance.uniform(0.2, 2.0))
@@ -165,6 +168,7 @@ def torture_api(home: Home, kills: int, chance: random.Random) -> dict[str, Any]
         server, seconds = serve(home, port)
         ready.append(seconds)
     over.set()
+    (home.path / ENOUGH).touch()
     for thread in (submitter, *threads):
         thread.join(900)
     server.kill()
