@@ -1,6 +1,6 @@
 # make quickstart and make test set up everything that they need; nothing is installed outside .venv.
 PYTHON ?= python3
-EXTRAS ?= onnx,openvino,executorch,serve,service,quickstart,dev
+EXTRAS ?= onnx,openvino,executorch,serve,service,ray,quickstart,dev
 BIN := .venv/bin
 # One thread a process, a process a core: tests are many and small. A file stays together, for what its tests share.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --d
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup quickstart test test-all javascript lint bench bench-ablations bench-exports bench-serving bench-long bench-safety bench-environments torture torture-service docs clean
+.PHONY: help setup quickstart test test-all javascript lint bench bench-ablations bench-exports bench-serving bench-long bench-safety bench-environments torture torture-service load-service docs clean
 
 help:  ## Show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -81,6 +81,9 @@ torture: setup  ## Kill N=60 runs at random moments; all must end with the same 
 
 torture-service: setup  ## Kill the job service at random moments; nothing may be lost, doubled or left behind
 	$(BIN)/python benchmarks/torture_service.py --keep benchmarks/torture_service.result.json
+
+load-service: setup  ## 200 requests a second and 100 event streams on the job service; needs wrk
+	$(BIN)/python benchmarks/load_service.py --keep benchmarks/load_service.result.json
 
 docs: setup  ## Write the generated pages
 	$(BIN)/python -m nlp_distill.reference docs/recipes.md

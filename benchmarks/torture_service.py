@@ -1,18 +1,20 @@
 """Kill the job service with SIGKILL at random moments; nothing may be lost, doubled, reordered or left behind.
 
-    python benchmarks/torture_service.py [--api 50] [--worker 50] [--claims 10000] [--keep torture_service.result.json]
+    python benchmarks/torture_service.py [--api 50] [--worker 50] [--claims 10000] [--cancel 20] [--endings 1]
+        [--keep torture_service.result.json]
 
 `api`: the server dies under 20 event streams while 10 jobs speak and clients submit more; every stream must have
 every event once and in order, every job that a client was told of must be there, and no other. `worker`: the worker
 dies under real (tiny) trainings; every job must end with the weights of one that nobody disturbed, nothing of a dead
 attempt may run after 5 seconds, and no two attempts of a job at once. `claims`: 8 processes share out jobs that do
-nothing; each is claimed once.
+nothing; each is claimed once. `cancel`: trainings are cancelled at random moments. `endings`: a disk that fills up,
+no memory, a loss that is no number; the next job must run. What is kept of an earlier run stays where a part is 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import contextlib
 import json
 import os
 import random
@@ -27,10 +29,11 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import yaml
 from sqlalchemy import func, select
+from torture_endings import torture_cancel, torture_endings
+from trainings import queue_of, submit_trainings, training, wait_for, weights
 
-from nlp_distill.recipe_file import parse_recipe
+from nlp_distill.errors import ServiceRefused
 from nlp_distill.service.client import Client
 from nlp_distill.service.executors.contract import Spec
 from nlp_distill.service.executors.local import LocalExecutor
@@ -39,11 +42,9 @@ from nlp_distill.service.launch import prepare
 from nlp_distill.service.processes import members
 from nlp_distill.service.reasons import Ending
 from nlp_distill.service.store import journal
-from nlp_distill.service.store.database import Database
-from nlp_distill.service.store.queue import Claim, Policy, Queue
+from nlp_distill.service.store.queue import Claim, Queue
 from nlp_distill.service.store.tables import attempts, events, jobs
 from nlp_distill.service.worker import Worker, WorkerSettings
-from nlp_distill.testing import save_tiny, write_rows
 
 RECIPE: dict[str, Any] = {
     "task": "classification",
@@ -52,34 +53,29 @@ RECIPE: dict[str, Any] = {
     "student": {"layers": 3},
 }
 CHATTY = """
-import json, sys, time
+import json, os, sys, time
+n = 0
 with open("{run}/events.jsonl", "a") as stream:
-    for n in range(%d):
+    while not os.path.exists("{enough}"):
         stream.write(json.dumps({"time": time.time(), "event": "note", "message": str(n)}) + "\\n")
         stream.flush()
-        time.sleep(0.02)
+        time.sleep(0.1)
+        n += 1
 """
+ENOUGH = "enough"
 STREAMS, JOBS, WORKERS = 20, 10, 8
 
 
-def queue_of(home: Home) -> Queue:
-    """A queue that never gives a job up: here it is killed far more often than machines fail."""
-    return Queue(Database(home.make().database).migrate(), Policy(most_failures=1_000_000))
-
-
-def chatty(lines: int) -> Any:
-    """Attempts that only speak."""
-
-    def prepared(home: Home, claim: Claim, place: Any, online: bool, niceness: int) -> Spec:
-        spec = prepare(home, claim, place, online, niceness)
-        run = home.run(claim.job_id)
-        run.mkdir(parents=True, exist_ok=True)
-        script = run.parent / "acting.py"
-        script.write_text((CHATTY % lines).replace("{run}", str(run)), encoding="utf-8")
-        path = f"{script.parent}:{spec.environment.get('PYTHONPATH', '')}"
-        return Spec(spec.attempt_id, ("acting",), spec.folder, spec.log, {**spec.environment, "PYTHONPATH": path})
-
-    return prepared
+def chatty(home: Home, claim: Claim, place: Any, online: bool, niceness: int) -> Spec:
+    """An attempt that only speaks, until it is enough."""
+    spec = prepare(home, claim, place, online, niceness)
+    run = home.run(claim.job_id)
+    run.mkdir(parents=True, exist_ok=True)
+    script = run.parent / "acting.py"
+    text = CHATTY.replace("{run}", str(run)).replace("{enough}", str(home.path / ENOUGH))
+    script.write_text(text, encoding="utf-8")
+    path = f"{script.parent}:{spec.environment.get('PYTHONPATH', '')}"
+    return Spec(spec.attempt_id, ("acting",), spec.folder, spec.log, {**spec.environment, "PYTHONPATH": path})
 
 
 def role(name: str, home: Home, argument: str) -> None:
@@ -94,7 +90,7 @@ def role(name: str, home: Home, argument: str) -> None:
     settings = WorkerSettings(slots=JOBS if name == "chatty" else 2, niceness=0)
     worker = Worker(home, queue_of(home), LocalExecutor(), settings)
     if name == "chatty":
-        worker.prepare = chatty(int(argument))
+        worker.prepare = chatty
     worker.serve(lambda: False)
 
 
@@ -136,7 +132,7 @@ def torture_api(home: Home, kills: int, chance: random.Random) -> dict[str, Any]
     home.make()
     port = free_port()
     server, _ = serve(home, port)
-    worker = act("chatty", home, str(max(100, 60 * kills)))
+    worker = act("chatty", home)
     client = Client(f"http://127.0.0.1:{port}", home.admin_token(), patience_s=600)
     names = [client.jobs.create(RECIPE, name=f"job {n}").id for n in range(JOBS)]
     seen: list[tuple[str, list[int]]] = [(names[n % JOBS], []) for n in range(STREAMS)]
@@ -145,19 +141,25 @@ def torture_api(home: Home, kills: int, chance: random.Random) -> dict[str, Any]
 
     def listen(job_id: str, numbers: list[int]) -> None:
         own = Client(client.url, home.admin_token(), patience_s=600)
-        numbers += [event["seq"] for event in own.jobs.get(job_id).events()]
+        for event in own.jobs.get(job_id).events():
+            numbers.append(event["seq"])
 
     def submit() -> None:
         own = Client(client.url, home.admin_token(), patience_s=600)
         while not over.is_set():
-            more.append(own.jobs.create(RECIPE, name="more", priority=-1).id)
-            own.jobs.get(more[-1]).cancel()
+            job = own.jobs.create(RECIPE, name="more", priority=-1)
+            more.append(job.id)
+            # Where there was room it is done by now.
+            with contextlib.suppress(ServiceRefused):
+                job.cancel()
             time.sleep(0.2)
 
     threads = [threading.Thread(target=listen, args=pair) for pair in seen]
     submitter = threading.Thread(target=submit)
     for thread in (*threads, submitter):
         thread.start()
+    while not (more and all(numbers for _, numbers in seen)):
+        time.sleep(0.1)
     ready = []
     for _ in range(kills):
         time.sleep(chance.uniform(0.2, 2.0))
@@ -166,6 +168,7 @@ def torture_api(home: Home, kills: int, chance: random.Random) -> dict[str, Any]
         server, seconds = serve(home, port)
         ready.append(seconds)
     over.set()
+    (home.path / ENOUGH).touch()
     for thread in (submitter, *threads):
         thread.join(900)
     server.kill()
@@ -195,36 +198,6 @@ def torture_api(home: Home, kills: int, chance: random.Random) -> dict[str, Any]
         "ready_s": {"median": round(ready[len(ready) // 2], 2), "most": round(ready[-1], 2)} if ready else {},
         "ok": not wrong and there == told and {*statuses} == {"succeeded"},
     }
-
-
-def weights(run: Path) -> dict[str, str]:
-    """sha256 of what a run's trainings made."""
-    files = sorted([*run.glob("model/*.safetensors"), *run.glob("teacher/*.safetensors")])
-    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
-def training(folder: Path) -> dict[str, Any]:
-    """A resolved recipe that trains for some seconds and checkpoints at every step."""
-    save_tiny(folder / "teacher", auto_class="AutoModel", hidden_dropout_prob=0.1)
-    write_rows(folder / "data")
-    settings = {"learning_rate": 1e-3, "batch_size": 8, "checkpoint_minutes": 0}
-    recipe = {
-        "task": "classification",
-        "data": {"dataset": str(folder / "data")},
-        "teacher": {"model": str(folder / "teacher"), "finetune": {"epochs": 2, **settings}},
-        "student": {"layers": 2},
-        "distill": {"epochs": 2, **settings, "losses": [{"kind": "logits"}, {"kind": "labels"}, {"kind": "hidden"}]},
-        "precision": "fp32",
-        "export": [],
-    }
-    return parse_recipe(yaml.safe_dump(recipe).encode(), "torture").resolved()
-
-
-def submit_trainings(queue: Queue, recipe: dict[str, Any], count: int) -> list[str]:
-    """Straight into the store: recipes of clients name no folders."""
-    given = {"name": "", "tags": [], "priority": 0, "recipe": recipe, "recipe_sha256": "0", "resources": {}}
-    with queue.database.writing() as connection:
-        return [queue.submit(connection, **given) for _ in range(count)]
 
 
 def torture_worker(home: Home, kills: int, chance: random.Random) -> dict[str, Any]:
@@ -304,17 +277,6 @@ def running_again(queue: Queue, job_id: str, attempt_id: str) -> bool:
     return job.status == "succeeded" or (job.status == "running" and job.attempt_id != attempt_id)
 
 
-def wait_for(queue: Queue, names: list[str]) -> None:
-    """Until jobs are over."""
-    while True:
-        with queue.database.reading() as connection:
-            found = connection.execute(select(jobs.c.status, jobs.c.detail).where(jobs.c.id.in_(names))).all()
-        assert not [row for row in found if row.status == "failed"], found
-        if all(row.status == "succeeded" for row in found):
-            return
-        time.sleep(0.2)
-
-
 def torture_claims(home: Home, count: int) -> dict[str, Any]:
     """8 processes, jobs that do nothing."""
     queue = queue_of(home)
@@ -345,6 +307,8 @@ def main() -> None:
     parser.add_argument("--api", type=int, default=50)
     parser.add_argument("--worker", type=int, default=50)
     parser.add_argument("--claims", type=int, default=10_000)
+    parser.add_argument("--cancel", type=int, default=20)
+    parser.add_argument("--endings", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path)
     parser.add_argument("--role", nargs=3)
@@ -352,21 +316,29 @@ def main() -> None:
     if asked.role:
         role(asked.role[0], Home(asked.role[1]), asked.role[2])
         return
-    chance, found = random.Random(asked.seed), {}
+    parts = {
+        "api": lambda home: torture_api(home, asked.api, random.Random(asked.seed)),
+        "worker": lambda home: torture_worker(home, asked.worker, random.Random(asked.seed)),
+        "claims": lambda home: torture_claims(home, asked.claims),
+        "cancel": lambda home: torture_cancel(home, asked.cancel, random.Random(asked.seed)),
+        "endings": torture_endings,
+    }
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    found = {}
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["NLP_DISTILL_CACHE"] = str(Path(scratch) / "cache")
-        if asked.api:
-            found["api"] = torture_api(Home(Path(scratch) / "api"), asked.api, chance)
-        if asked.worker:
-            found["worker"] = torture_worker(Home(Path(scratch) / "worker"), asked.worker, chance)
-        if asked.claims:
-            found["claims"] = torture_claims(Home(Path(scratch) / "claims"), asked.claims)
-    sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        for name, part in parts.items():
+            if getattr(asked, name):
+                before, began = os.getloadavg()[0], time.monotonic()
+                measured = part(Home(Path(scratch) / name / "home"))
+                load = [round(before, 1), round(os.getloadavg()[0], 1)]
+                made = {"commit": commit, "cores": os.cpu_count(), "load": load}
+                found[name] = {**measured, **made, "seconds": round(time.monotonic() - began)}
+                sys.stdout.write(json.dumps({name: found[name]}, indent=2) + "\n")
+                sys.stdout.flush()
     if asked.keep:
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-        machine = {"cores": os.cpu_count(), "load": os.getloadavg()[0]}
-        document = {"commit": commit, "seed": asked.seed, "machine": machine, **found}
-        asked.keep.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+        kept = json.loads(asked.keep.read_text(encoding="utf-8")) if asked.keep.is_file() else {}
+        asked.keep.write_text(json.dumps({**kept, **found}, indent=2) + "\n", encoding="utf-8")
     sys.exit(0 if all(part["ok"] for part in found.values()) else 1)
 
 

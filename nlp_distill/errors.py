@@ -338,6 +338,10 @@ class ServiceRefused(UserError):
     """{detail}"""
 
 
+class RayUnfit(UserError):
+    """The Ray cluster at {address} cannot be used: {reason}; {fix}."""
+
+
 class JobFailed(NlpDistillError):
     """Job {job} ended as {status}: {detail}"""
 

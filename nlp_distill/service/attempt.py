@@ -28,14 +28,6 @@ DUMP_S = 3.0
 """How long a process that stands still may write where it stands."""
 
 
-def machine_ran_out_of_memory() -> int:
-    """How many processes the kernel has killed for memory so far."""
-    for line in Path("/proc/vmstat").read_text().splitlines():
-        if line.startswith("oom_kill "):
-            return int(line.split()[1])
-    return 0
-
-
 @dataclass
 class Attempt:
     """What a worker knows of an attempt that it runs. Durations are by the monotonic clock."""
@@ -56,7 +48,6 @@ class Attempt:
     asked: bool = False
     limit: Ending | None = None
     stop_at: float | None = None
-    kills_before: int = field(default_factory=machine_ran_out_of_memory)
 
     def __post_init__(self) -> None:
         self.read = self.claim.consumed
@@ -129,7 +120,7 @@ class Attempt:
             return Ending("failed", reason, redact(outcome["message"]))
         if self.asked:
             return Ending("stopped")
-        if machine_ran_out_of_memory() > self.kills_before:
+        if state.out_of_memory:
             return Ending("failed", Reason.OOM_HOST, "The kernel killed it: the machine has no memory left.")
         if state.exit_code == 70:
             return Ending("failed", Reason.INTERNAL, "It met a fault of ours; the log says which.")

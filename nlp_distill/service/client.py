@@ -316,6 +316,10 @@ class Job:
         """The files that it delivered."""
         return list(self.client.ask("GET", f"{self.path}/artifacts")["data"])
 
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """Where it would go on from: stage, step, created_at, bytes, state, sha256 of each file."""
+        return list(self.client.ask("GET", f"{self.path}/checkpoints")["data"])
+
     def download(self, folder: str | Path) -> Path:
         """Fetch all that it delivered; what is there already is not fetched again. Sums are checked."""
         folder = Path(folder)

@@ -1,6 +1,7 @@
 """The folder of a service: its database, its uploads, its jobs; and names that nobody can guess a path from.
 
 jobs.db · token · files/FILE_ID.ENDING · jobs/JOB_ID/{recipe.yaml, run/, work/, attempts/ATTEMPT_ID.log}
+· ray/ATTEMPT_ID/ (while a Ray cluster runs it)
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Home:
         self.database = self.path / "jobs.db"
         self.files = self.path / "files"
         self.jobs = self.path / "jobs"
+        self.ray = self.path / "ray"
         self.token = self.path / "token"
         self._server = FileLock(self.path / ".server.lock")
 

@@ -44,6 +44,14 @@ def members(attempt_id: str) -> Iterator[int]:
                 yield int(folder.name)
 
 
+def killed_for_memory() -> int:
+    """How many processes of this machine the kernel has killed for memory so far."""
+    for line in (PROC / "vmstat").read_text().splitlines():
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
+
+
 def send(pids: list[int], number: signal.Signals) -> None:
     """A signal to each that is still there."""
     for pid in pids:

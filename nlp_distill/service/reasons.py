@@ -116,6 +116,8 @@ def of_error(families: list[str], message: str) -> Reason:
         return Reason.OOM_GPU if "cuda" in message.lower() else Reason.OOM_HOST
     if "ModelNotFound" in families and "gated" in message:
         return Reason.HUB_AUTH
+    if "DiskFailed" in families and "no space left" in message:
+        return Reason.DISK_FULL
     for table in (OF_ERRORS, OF_FAMILIES):
         for name in families:
             if name in table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "NLP_DISTILL_TOKEN", "WANDB_API_KEY")
+NAMES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "NLP_DISTILL_TOKEN", "WANDB_API_KEY", "RAY_AUTH_TOKEN")
 LOOKS = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?i:bearer)\s+[\w.~+/-]{8,}=*|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 HIDDEN = "[secret]"
 

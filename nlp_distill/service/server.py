@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -13,13 +14,16 @@ from pathlib import Path
 import uvicorn
 
 from nlp_distill.service.api.app import service_app
+from nlp_distill.service.executors.contract import Executor, Unavailable
 from nlp_distill.service.executors.local import LocalExecutor
+from nlp_distill.service.executors.ray import RayExecutor
 from nlp_distill.service.home import Home
 from nlp_distill.service.processes import alive, signature
 from nlp_distill.service.store.database import Database
 from nlp_distill.service.store.queue import Queue
 from nlp_distill.service.worker import Worker, WorkerSettings
 
+log = logging.getLogger("nlp_distill.worker")
 LOOK_S = 1.0
 DRAIN_S = 10
 
@@ -63,8 +67,24 @@ class WorkerBeside:
             self._process.wait()
 
 
-def run_worker(home: Home, settings: WorkerSettings) -> None:
-    """Work until SIGTERM or SIGINT; a second one stops at once."""
+def executor_of(home: Home, ray: str | None) -> Executor:
+    """Where attempts run: on the Ray cluster at this address, else here. Raises `RayUnfit`.
+
+    One that does not answer may come: jobs wait for it.
+    """
+    if ray is None:
+        return LocalExecutor()
+    executor = RayExecutor(ray, home.ray)
+    try:
+        executor.cluster.check()
+    except Unavailable as error:
+        log.warning("jobs wait: %s", error)
+    return executor
+
+
+def run_worker(home: Home, settings: WorkerSettings, ray: str | None = None) -> None:
+    """Work until SIGTERM or SIGINT; a second one stops at once. Raises `RayUnfit`."""
+    executor = executor_of(home, ray)
     asked: list[int] = []
 
     def ask(number: int, _frame: object) -> None:
@@ -75,7 +95,7 @@ def run_worker(home: Home, settings: WorkerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
     database = Database(home.make().database).migrate()
-    Worker(home, Queue(database), LocalExecutor(), settings).serve(lambda: bool(asked))
+    Worker(home, Queue(database), executor, settings).serve(lambda: bool(asked))
     database.close()
 
 

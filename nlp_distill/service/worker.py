@@ -6,6 +6,7 @@ their checkpoints. When it is asked to stop it stops its attempts with a checkpo
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import platform
@@ -17,12 +18,13 @@ from dataclasses import dataclass
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import OperationalError
 
+from nlp_distill.errors import NlpDistillError
 from nlp_distill.service.attempt import Attempt
-from nlp_distill.service.executors.contract import Executor
+from nlp_distill.service.executors.contract import Executor, Unavailable
 from nlp_distill.service.home import Home, new_id, now_ms
 from nlp_distill.service.launch import prepare
 from nlp_distill.service.processes import alive, signature
-from nlp_distill.service.reasons import Ending, Reason
+from nlp_distill.service.reasons import Ending, Reason, of_error
 from nlp_distill.service.store.queue import TERMINAL, Claim, Fenced, Queue
 from nlp_distill.service.store.tables import files, idempotency, jobs, workers
 
@@ -37,7 +39,7 @@ class WorkerSettings:
     `lease_s`: after so long without a sign of life a worker is given up. `stall_s`: a run that says nothing for so
     long is stopped; above the 30 minutes after which a run stops itself. `retention_days`: jobs that ended before
     are removed; 0 keeps all. `online`: what a recipe names may be fetched from the Hub. `niceness`: how far runs step
-    back for the server.
+    back for the server. `rest_s`: how long nothing is claimed after the executor's place took nothing.
     """
 
     slots: int = 1
@@ -49,6 +51,7 @@ class WorkerSettings:
     retention_days: float = 0.0
     online: bool = False
     niceness: int = 5
+    rest_s: float = 30.0
 
 
 SETTINGS = WorkerSettings()
@@ -66,6 +69,7 @@ class Worker:
         self.attempts: list[Attempt] = []
         self._seen: dict[str, tuple[int, int, float]] = {}
         self._beaten = 0.0
+        self._rest_until = 0.0
         self._host = f"{platform.node()}:{os.stat('/proc/self/ns/pid').st_ino}"
 
     def serve(self, stop: Callable[[], bool], once: bool = False) -> None:
@@ -91,8 +95,11 @@ class Worker:
             self.take_over()
             self.queue.expire()
             self._tidy()
-        while len(self.attempts) < self.settings.slots and (claim := self.queue.claim(self.id)) is not None:
+        while self._has_room() and (claim := self.queue.claim(self.id)) is not None:
             self._start(claim)
+
+    def _has_room(self) -> bool:
+        return len(self.attempts) < self.settings.slots and time.monotonic() >= self._rest_until
 
     def drain(self) -> None:
         """Stop all attempts with a checkpoint and give their jobs back."""
@@ -126,9 +133,17 @@ class Worker:
                 self.executor.reap(earlier, None)
             spec = self.prepare(self.home, claim, self._place, self.settings.online, self.settings.niceness)
             handle = self.executor.submit(spec)
+        except Unavailable as error:
+            log.warning("%s waits: %s", claim.job_id, error)
+            self._rest_until = time.monotonic() + self.settings.rest_s
+            self._refuse(claim, Ending("stopped", detail=str(error)))
+            return
+        except NlpDistillError as error:
+            why = of_error([kind.__name__ for kind in type(error).__mro__], str(error))
+            self._refuse(claim, Ending("failed", why, f"It could not be started: {error}"))
+            return
         except (OSError, LookupError) as error:
-            detail = f"It could not be started: {error}"
-            self.queue.finish(claim, Ending("failed", Reason.PROCESS_LOST, detail))
+            self._refuse(claim, Ending("failed", Reason.PROCESS_LOST, f"It could not be started: {error}"))
             return
         with self.queue.database.reading() as connection:
             deadline = connection.execute(select(jobs.c.deadline_at).where(jobs.c.id == claim.job_id)).scalar()
@@ -136,6 +151,11 @@ class Worker:
         attempt = Attempt(self.home, self.queue, self.executor, claim, spec, handle, deadline, *limits)
         self.attempts.append(attempt)
         self._guard(attempt, lambda: self.queue.started(claim, handle))
+
+    def _refuse(self, claim: Claim, ending: Ending) -> None:
+        # Who took so long to find out may have lost the job meanwhile.
+        with contextlib.suppress(Fenced):
+            self.queue.finish(claim, ending)
 
     def _place(self, name: str) -> str:
         """Where an upload or a job's run lies."""
@@ -158,7 +178,11 @@ class Worker:
     def _step(self, attempt: Attempt, status: str, draining: bool) -> None:
         state = attempt.advance(status, draining)
         if state.kind != "running":
-            ended = attempt.close(state)
+            try:
+                ended = attempt.close(state)
+            except TimeoutError as error:
+                log.warning("%s is looked at again: %s", attempt.claim.job_id, error)
+                return
             self.attempts.remove(attempt)
             log.info("%s attempt %d: %s", attempt.claim.job_id, attempt.claim.number, ended)
 

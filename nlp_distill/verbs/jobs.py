@@ -22,6 +22,12 @@ app = typer.Typer(help="Jobs of a service: list, watch, stop, fetch.", no_args_i
 HomeOption = Annotated[Path | None, typer.Option("--home", help="Folder of the service (NLP_DISTILL_SERVICE).")]
 OnlineOption = Annotated[bool, typer.Option("--online", help="Jobs may fetch models and data from the Hub.")]
 SlotsOption = Annotated[int, typer.Option("--slots", min=1, max=64, help="Jobs at once.")]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", envvar="NLP_DISTILL_RAY", help="Run jobs on the Ray cluster with this dashboard, http://HEAD:8265."
+    ),
+]
 UrlOption = Annotated[
     str | None, typer.Option("--url", help="The service (default: NLP_DISTILL_URL, else http://127.0.0.1:8000).")
 ]
@@ -38,20 +44,30 @@ def _check_installed() -> None:
 
 
 def serve_jobs(
-    home: Path | None, host: str, port: int, token_file: Path | None, hosts: tuple[str, ...], online: bool, slots: int
+    home: Path | None,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    hosts: tuple[str, ...],
+    online: bool,
+    slots: int,
+    ray: str | None,
 ) -> None:
     """`serve --jobs`: the API and a worker, in one command."""
     _check_installed()
+    from nlp_distill.service.executors.ray import RayExecutor
     from nlp_distill.service.home import Home
     from nlp_distill.service.server import listening_line, run_server
     from nlp_distill.web.listening import read_token
 
     place = Home(home).make()
+    if ray is not None:
+        RayExecutor(ray, place.ray).check()
     if (token := read_token(token_file)) is not None:
         place.use_token(token)
     place.admin_token()
     say(*listening_line(place, host, port))
-    worker = ["--slots", str(slots), *(["--online"] if online else [])]
+    worker = ["--slots", str(slots), *(["--online"] if online else []), *(["--ray", ray] if ray else [])]
     run_server(place, host, port, hosts, worker)
 
 
@@ -63,6 +79,7 @@ def worker(
         float, typer.Option("--retention-days", min=0, help="Remove jobs that ended so long ago; 0 keeps them.")
     ] = 0,
     nice: Annotated[int, typer.Option("--nice", min=0, max=19, help="How far runs step back for others.")] = 5,
+    ray: RayOption = None,
 ) -> None:
     """Work on a service's jobs; it may be stopped or killed at any time, and another goes on."""
     _check_installed()
@@ -71,7 +88,7 @@ def worker(
     from nlp_distill.service.worker import WorkerSettings
 
     settings = WorkerSettings(slots=slots, online=online, retention_days=retention_days, niceness=nice)
-    run_worker(Home(home), settings)
+    run_worker(Home(home), settings, ray)
 
 
 def submit(
@@ -186,6 +203,22 @@ def jobs_logs(
         # A log may hold anything; a terminal gets lines only.
         sys.stdout.write("".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in text))
         sys.stdout.flush()
+
+
+@app.command("checkpoints")
+def jobs_checkpoints(
+    job: JobArgument, as_json: JsonOption = False, url: UrlOption = None, home: HomeOption = None
+) -> None:
+    """List the checkpoints that a job would go on from."""
+    found = _find(job, url, home).checkpoints()
+    if as_json:
+        _print(found)
+        return
+    for checkpoint in found:
+        size = checkpoint["bytes"] / 1e6
+        say(f"{checkpoint['stage']}  step {checkpoint['step']}  {size:.1f} MB  {checkpoint['state']}")
+    if not found:
+        say("It has none: no training has begun, or all are done.")
 
 
 @app.command("download")

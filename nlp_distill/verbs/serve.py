@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from nlp_distill.verbs.common import say
-from nlp_distill.verbs.jobs import HomeOption, OnlineOption, SlotsOption, serve_jobs
+from nlp_distill.verbs.jobs import HomeOption, OnlineOption, RayOption, SlotsOption, serve_jobs
 
 
 def serve(
@@ -38,10 +38,11 @@ def serve(
     home: HomeOption = None,
     online: OnlineOption = False,
     slots: SlotsOption = 1,
+    ray: RayOption = None,
 ) -> None:
     """Answer predictions over HTTP, as the pipelines do, with a page to try them; with --jobs, take jobs."""
     if jobs:
-        serve_jobs(home, host, port, token_file, tuple(allow_host or ()), online, slots)
+        serve_jobs(home, host, port, token_file, tuple(allow_host or ()), online, slots, ray)
         return
     if not models:
         raise typer.BadParameter("give a model, or --jobs", param_hint="MODELS")

@@ -1,7 +1,13 @@
 """A service in a folder of the test's own: its API without a server, its worker without training."""
 
+import os
+import shutil
+import socket
+import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 import warnings
 from pathlib import Path
 
@@ -12,6 +18,7 @@ from nlp_distill.service.executors.contract import Spec
 from nlp_distill.service.executors.local import LocalExecutor
 from nlp_distill.service.home import Home
 from nlp_distill.service.launch import prepare
+from nlp_distill.service.processes import ATTEMPT_VARIABLE, kill_all
 from nlp_distill.service.store import journal
 from nlp_distill.service.store.database import Database
 from nlp_distill.service.store.queue import Policy, Queue
@@ -95,7 +102,7 @@ def worker_of(home, queue):
         attempt.executor.reap(attempt.claim.attempt_id, attempt.handle)
 
 
-def until(condition, seconds=120.0, act=lambda: None):
+def until(condition, seconds=300.0, act=lambda: None):
     """Act until something is so."""
     end = time.monotonic() + seconds
     while not (found := condition()):
@@ -113,3 +120,62 @@ def events_of(queue, job_id):
 def python_of(module):
     """Where a test's helper lies, for processes that it starts."""
     return str(Path(sys.modules[module].__file__).parent)
+
+
+def free_ports(count=1):
+    """Ports that nobody uses."""
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in servers]
+    for server in servers:
+        server.close()
+    return ports
+
+
+RAY_TOKEN = "0123456789abcdef" * 4
+
+
+class RayCluster:
+    """A Ray cluster of this machine alone; `mode` is RAY_AUTH_MODE."""
+
+    def __init__(self, mode):
+        # Short, for the names of its sockets.
+        self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+        self.name, (self.port, *more) = self.folder.name, free_ports(3)
+        self.address = f"http://127.0.0.1:{self.port}"
+        ports = ["--dashboard-port", self.port, "--dashboard-agent-listen-port", more[0]]
+        ports += ["--ray-client-server-port", more[1], "--port", 0, "--min-worker-port", 0, "--max-worker-port", 0]
+        size = ["--num-cpus", 2, "--num-gpus", 0, "--object-store-memory", 80_000_000]
+        line = ["-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
+        line += ["--node-ip-address", "127.0.0.1", "--temp-dir", self.folder, *ports, *size]
+        environment = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+        # The name lets us find, and end, all that Ray starts.
+        own = {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": RAY_TOKEN, ATTEMPT_VARIABLE: self.name}
+        with (self.folder / "start.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, *map(str, line)], env={**environment, **own}, stdout=log, stderr=log
+            )
+
+    def answers(self):
+        assert self.process.poll() is None, (self.folder / "start.log").read_text()
+        headers = {"Authorization": f"Bearer {RAY_TOKEN}", "Content-Type": "application/json"}
+        # Its dashboard answers long before it takes jobs.
+        request = urllib.request.Request(f"{self.address}/api/jobs/", b'{"entrypoint": "true"}', headers)
+        try:
+            return urllib.request.urlopen(request, timeout=30).status == 200
+        except OSError:
+            return False
+
+    def end(self):
+        assert kill_all(self.name, 30)
+        self.process.wait(30)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    cluster = RayCluster("token")
+    try:
+        until(cluster.answers)
+        yield cluster
+    finally:
+        cluster.end()

@@ -7,9 +7,11 @@ import threading
 import zipfile
 
 import pytest
+import torch
 import yaml
 from conftest import RECIPE, TestClient
 
+from nlp_distill.checkpoint import Checkpoint, CheckpointFolder
 from nlp_distill.service.api.app import service_app
 from nlp_distill.service.api.service import Limits
 from nlp_distill.service.attempt import artifacts
@@ -290,6 +292,26 @@ def test_artifacts_are_fetched_by_id_with_sums_and_parts(home, api, submitted):
     assert api.get(path, headers={"If-None-Match": f'"{onnx["sha256"]}"'}).status_code == 304
     archive = zipfile.ZipFile(io.BytesIO(api.get(f"/v1/jobs/{job['id']}/bundle").content))
     assert {name: archive.read(name).decode() for name in archive.namelist()} == FILES
+
+
+def test_checkpoints_are_listed_as_they_lie_there(home, api, submitted):
+    job = submitted()
+    place = f"/v1/jobs/{job['id']}/checkpoints"
+    assert api.get(place).json()["data"] == []
+    folder = CheckpointFolder(home.run(job["id"]) / "checkpoints" / "distill" / "phase-1", "key")
+    for step in (3, 7):
+        folder.save(Checkpoint({"step": step}, {"w": torch.zeros(4)}, {"m": torch.zeros(4)}, {"w": torch.zeros(4)}))
+    first, second = api.get(place).json()["data"]
+    assert (first["stage"], first["step"], second["step"]) == ("distill/phase-1", 3, 7)
+    assert first["state"] == second["state"] == "complete"
+    files = folder.path / "step-00000007"
+    assert second["bytes"] == sum(file.stat().st_size for file in files.iterdir())
+    assert second["sha256"] == json.loads((files / "manifest.json").read_text())
+    (files / "weights.safetensors").unlink()
+    (folder.path / "step-00000003").rename(folder.path / "damaged-step-00000003")
+    (folder.path / ".step-00000009.1.tmp").mkdir()
+    assert [found["state"] for found in api.get(place).json()["data"]] == ["damaged", "damaged"]
+    assert api.get(place.replace(job["id"], "job_" + "0" * 32)).status_code == 404
 
 
 def test_a_failed_job_delivers_nothing(home, api, submitted):

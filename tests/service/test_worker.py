@@ -13,9 +13,10 @@ import pytest
 from conftest import FAST, RECIPE, events_of, script_runs, until
 from sqlalchemy import select
 
+from nlp_distill.errors import DiskFull
 from nlp_distill.recipe import Recipe
 from nlp_distill.recipe_file import expand
-from nlp_distill.service.attempt import furthest, machine_ran_out_of_memory
+from nlp_distill.service.attempt import furthest
 from nlp_distill.service.intake import news
 from nlp_distill.service.processes import members
 from nlp_distill.service.store.queue import Policy
@@ -107,6 +108,7 @@ os.symlink("/etc/passwd", "{run}/model/stolen")
         ('OutOfMemory(stage="distill", reason="no memory")', "oom_host", 1),
         ('OutOfMemory(stage="distill", reason="CUDA out of memory")', "oom_gpu", 1),
         ('DiskFull(path="/x", reason="full")', "disk_full", 1),
+        ('DiskFailed(stage="distill", reason=str(errors.DiskFull(path="/x", reason="full")))', "disk_full", 1),
         ('HubUnreachable(reference="a/b", reason="offline")', "attempts_exhausted", 3),
         ('Stalled(stage="distill", minutes=3)', "attempts_exhausted", 3),
         ('ModelUnsafe(reference="a", reason="b", fix="c")', "unsafe_model", 1),
@@ -121,6 +123,21 @@ def test_only_what_the_machine_did_is_tried_again(worker_of, queue, error, reaso
     assert found.reason == reason and found.detail and len(endings(queue, job)) == tries
     # The next job runs, whatever became of this one.
     until(lambda: row(queue, after).status == "succeeded", act=worker.tick)
+
+
+def test_a_disk_without_room_for_a_recipe_fails_the_job_not_the_worker(worker_of, queue):
+    job, after = submit(queue, priority=1), submit(queue)
+    worker = worker_of("")
+    works = worker.prepare
+
+    def full(home, claim, *rest):
+        if claim.job_id == job:
+            raise DiskFull(path=home.jobs, reason="full")
+        return works(home, claim, *rest)
+
+    worker.prepare = full
+    until(lambda: row(queue, after).status == "succeeded", act=worker.tick)
+    assert (row(queue, job).status, row(queue, job).reason) == ("failed", "disk_full")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +162,7 @@ def test_the_kernel_killed_it_for_memory(worker_of, queue):
     worker = worker_of("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     worker.tick()
     # As if the kernel had counted one more since the attempt began.
-    worker.attempts[0].kills_before = machine_ran_out_of_memory() - 1
+    worker.executor._running[worker.attempts[0].handle].kills_before -= 1
     until(lambda: row(queue, job).status == "failed", act=worker.tick)
     assert endings(queue, job) == [("failed", "oom_host")]
 

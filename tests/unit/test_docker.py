@@ -24,11 +24,13 @@ def stages():
     return dict(zip(parts[::2], parts[1::2], strict=True))
 
 
-@pytest.mark.parametrize("target", ["serve", "train-cpu", "train-cuda"])
+@pytest.mark.parametrize("target", ["serve", "train-cpu", "jobs", "train-cuda"])
 def test_targets_run_as_nobody(target):
     instructions = [line.split(" ")[0] for line in stages()[target].split("\n") if line and line[0].isalpha()]
-    assert re.search(r"^USER 10001$", stages()[target], re.MULTILINE)
-    assert instructions.index("USER") > max(place for place, name in enumerate(instructions) if name == "RUN")
+    users = re.findall(r"^USER (\S+)$", stages()[target], re.MULTILINE)
+    last = max(place for place, name in enumerate(instructions) if name == "USER")
+    assert users[-1] == "10001"
+    assert last > max(place for place, name in enumerate(instructions) if name == "RUN")
     assert "HEALTHCHECK" in instructions
 
 
@@ -73,6 +75,23 @@ def test_services_are_hardened_and_listen_on_loopback():
         assert service["build"]["target"] in stages()
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
         assert "docker.sock" not in str(service)
+
+
+def test_ray_asks_for_a_token_and_is_reached_from_inside_only():
+    services = COMPOSE["services"]
+    nodes = [service for service in services.values() if service.get("entrypoint") == ["ray"]]
+    assert len(nodes) == 2
+    for service in nodes:
+        assert service["environment"]["RAY_AUTH_MODE"] == "token" and "ports" not in service
+    for service in [*nodes, services["jobs-on-ray"]]:
+        assert service["environment"]["RAY_AUTH_TOKEN_PATH"] == "/run/secrets/ray_token"
+        assert "ray_token" in service["secrets"] and "RAY_AUTH_TOKEN" not in service["environment"]
+        # The word to stop, recipes and runs go through one folder, at one place.
+        assert service["volumes"] == services["jobs"]["volumes"] == ["service:/data"]
+    head = services["ray-head"]["command"]
+    assert services["jobs-on-ray"]["environment"]["NLP_DISTILL_RAY"] == "http://ray-head:8265" and "--head" in head
+    assert all(name in COMPOSE["secrets"] for service in services.values() for name in service.get("secrets", []))
+    assert all(v.split(":")[0] in {*COMPOSE["volumes"], "${MODEL"} for s in services.values() for v in s["volumes"])
 
 
 def test_serve_needs_no_torch_and_bounds_are_the_packages():

@@ -1,4 +1,4 @@
-"""What a job delivered: files by id, all of them as one archive, and several jobs side by side."""
+"""What a job delivered: files by id, all of them as one archive, and several jobs side by side; and its checkpoints."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from sqlalchemy import Row, select
 
 from nlp_distill.recipe_file import flat
 from nlp_distill.service.api.jobs import find
-from nlp_distill.service.api.models import Artifact, Compared, CompareRequest, Comparison, Listed
+from nlp_distill.service.api.models import Artifact, Checkpoint, Compared, CompareRequest, Comparison, Listed
 from nlp_distill.service.api.service import ArtifactId, JobId, Reader, Served, Service, row_or_missing
+from nlp_distill.service.checkpoints import checkpoints
 from nlp_distill.service.store.tables import artifacts
 from nlp_distill.web.problems import Problem, problems
 
@@ -39,6 +40,14 @@ def listed(job_id: JobId, service: Served, _: Reader) -> Listed[Artifact]:
     fields = ("id", "path", "bytes", "sha256", "media_type")
     rows = of_job(service, job_id)
     return Listed(data=[Artifact(**{name: row._mapping[name] for name in fields}) for row in rows])
+
+
+@router.get("/jobs/{job_id}/checkpoints", responses=problems(404, 422))
+def checkpoints_of(job_id: JobId, service: Served, _: Reader) -> Listed[Checkpoint]:
+    """Where an attempt would go on from. A training that is done has none left."""
+    with service.database.reading() as connection:
+        find(connection, job_id)
+    return Listed(data=[Checkpoint(**found.__dict__) for found in checkpoints(service.home.run(job_id))])
 
 
 @router.get(

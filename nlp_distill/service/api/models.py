@@ -160,6 +160,19 @@ class Attempt(BaseModel):
     detail: str
 
 
+class Checkpoint(BaseModel):
+    """A moment of a training that an attempt goes on from."""
+
+    stage: str
+    step: int
+    created_at: float
+    bytes: int
+    state: Literal["complete", "damaged"] = Field(
+        description="complete: the files of its manifest are there; a resume also checks their hashes."
+    )
+    sha256: dict[str, str] = Field(description="Of each file, as its manifest says.")
+
+
 class Listed(BaseModel, Generic[Item]):
     """A whole list."""
 

@@ -1,6 +1,6 @@
 """What a place must offer where attempts run: five calls. The store stays the truth; a place only runs commands.
 
-`tests/unit/test_service_executors.py` is the contract: every executor passes the same cases.
+`tests/service/test_executors.py` is the contract: every executor passes the same cases.
 """
 
 from __future__ import annotations
@@ -26,11 +26,19 @@ class Spec:
 
 @dataclass(frozen=True)
 class State:
-    """`exit_code` is that of the command (negative: killed by that signal); None where the place cannot say."""
+    """`exit_code` is that of the command (negative: killed by that signal); None where the place cannot say.
+
+    `out_of_memory`: meanwhile the kernel killed something of that machine for memory.
+    """
 
     kind: Literal["running", "ended", "lost"]
     exit_code: int | None = None
     detail: str = ""
+    out_of_memory: bool = False
+
+
+class Unavailable(Exception):
+    """The place takes nothing now, whatever it is asked: no fault of the attempt. The text says why."""
 
 
 class Executor(Protocol):
@@ -39,7 +47,10 @@ class Executor(Protocol):
     name: str
 
     def submit(self, spec: Spec) -> str:
-        """Start the attempt, or find it: a second submission of the same attempt starts nothing."""
+        """Start the attempt, or find it: a second submission of the same attempt starts nothing.
+
+        Raises `Unavailable`; nothing of the attempt runs then, or ever will.
+        """
         ...
 
     def poll(self, handle: str) -> State:

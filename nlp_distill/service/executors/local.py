@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from nlp_distill.service.executors.contract import Spec, State
-from nlp_distill.service.processes import ATTEMPT_VARIABLE, alive, kill_all, members, send, signature
+from nlp_distill.service.processes import ATTEMPT_VARIABLE, alive, kill_all, killed_for_memory, members, send, signature
 from nlp_distill.service.redaction import redact
 from nlp_distill.service.tied import WORKER_VARIABLE
 
@@ -27,7 +27,8 @@ class _Running:
     process: subprocess.Popen[bytes]
     pump: threading.Thread
     attempt_id: str
-    deadline: float | None = field(default=None)
+    deadline: float | None = None
+    kills_before: int = field(default_factory=killed_for_memory)
 
 
 class LocalExecutor:
@@ -77,19 +78,14 @@ class LocalExecutor:
             # Of several processes, one may outlive the one that started them.
             kill_all(running.attempt_id)
             running.pump.join(5)
-            return State("ended", code)
+            return State("ended", code, out_of_memory=killed_for_memory() > running.kills_before)
         if running.deadline is not None and time.monotonic() > running.deadline:
             kill_all(running.attempt_id)
         return State("running")
 
     def logs(self, handle: str, offset: int, limit: int = 1 << 20) -> bytes:
         """What it wrote, from an offset on."""
-        log = Path(json.loads(handle)["log"])
-        if not log.is_file():
-            return b""
-        with log.open("rb") as stream:
-            stream.seek(offset)
-            return stream.read(limit)
+        return part_of(Path(json.loads(handle)["log"]), offset, limit)
 
     def stop(self, handle: str, grace_s: float) -> None:
         """SIGTERM to its first process, which passes it on."""
@@ -110,6 +106,15 @@ class LocalExecutor:
             running.pump.join(5)
         if not gone:
             raise TimeoutError(f"processes of {attempt_id} do not end")
+
+
+def part_of(log: Path, offset: int, limit: int) -> bytes:
+    """Some of a log; nothing where there is none yet."""
+    if not log.is_file():
+        return b""
+    with log.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(limit)
 
 
 def _command(spec: Spec) -> list[str]:
