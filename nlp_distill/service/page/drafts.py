@@ -20,6 +20,7 @@ from nlp_distill.service.api.jobs import find
 from nlp_distill.service.api.models import JobRequest, Preview, RecipeRequest
 from nlp_distill.service.api.service import Service, missing
 from nlp_distill.service.page.form import Field, Group, form_from, nested, place_error, recipe_of, short_form
+from nlp_distill.service.references import FIX
 from nlp_distill.service.store.tokens import Who
 from nlp_distill.starter import OFFLINE_TEACHER, starter
 from nlp_distill.task import task_names
@@ -123,9 +124,11 @@ class Draft:
 
 def _suggest(fields: dict[str, Field]) -> None:
     fields["tasks"].suggestions = tuple(task_names())
-    for path in ("teachers.0.model", "student.model"):
+    # Over HTTP a recipe names no place of this machine.
+    for path, kind in (("teachers.0.model", "model"), ("student.model", "model"), ("data.dataset", "data")):
         if path in fields:
-            fields[path].suggestions = (OFFLINE_TEACHER,)
+            fields[path].help = FIX[kind][:1].upper() + FIX[kind][1:] + "."
+            fields[path].suggestions = (OFFLINE_TEACHER,) if kind == "model" else ()
 
 
 def _recipe_form(given: dict[str, Any], raw: bool = False) -> Group:

@@ -30,6 +30,8 @@ ALLOWED: dict[Action, tuple[str, ...]] = {
     "retry": ("failed", "cancelled"),
     "cancel": ("queued", "starting", "running", "pausing", "paused"),
 }
+SHOWN = ("score", "loss", "examples")
+"""Curves, in the order in which people look at them."""
 TAIL = 64 << 10
 MOST_EVENTS = 100
 MOST_POINTS = 500
@@ -87,9 +89,18 @@ def _state(service: Service, who: Who, job_id: str) -> dict[str, Any]:
         "report": _report_of(delivered),
         "actions": [action for action, statuses in ALLOWED.items() if job.status in statuses],
         "over": job.status in TERMINAL,
-        "events": [events.shown_event(event) for event in reversed(happened[-MOST_EVENTS:])],
+        "events": [(events.shown_event(event), _sentence(event)) for event in reversed(happened[-MOST_EVENTS:])],
         "more_events": len(happened) > MOST_EVENTS,
     }
+
+
+def _sentence(event: dict[str, Any]) -> str:
+    """The message; of events that are a name and numbers, these too."""
+    message, data = str(event["message"]), event["data"]
+    if message != data.get("kind"):
+        return message
+    facts = [f"{name.replace('_', ' ')} {value}" for name, value in data.items() if isinstance(value, str | int | float)]
+    return f"{message}: {', '.join(fact for fact in facts if fact != f'kind {message}')}".removesuffix(": ")
 
 
 def _report_of(delivered: list[Artifact]) -> Artifact | None:
@@ -110,7 +121,7 @@ def shown(request: Request, job_id: JobId, service: Served, who: Reader) -> Resp
 @router.get("/jobs/{job_id}/state")
 def state(request: Request, job_id: JobId, service: Served, who: Reader) -> Response:
     """The parts of the page that follow the status."""
-    return render(request, "job_state.html", key=secrets.token_hex(16), **_state(service, who, job_id))
+    return render(request, "job_news.html", key=secrets.token_hex(16), **_state(service, who, job_id))
 
 
 def _log(service: Service, who: Who, job_id: str) -> tuple[str, int, str]:
@@ -138,21 +149,32 @@ class Drawn:
 
 
 def _drawn(found: list[Curve]) -> list[tuple[str, list[Drawn]]]:
-    """Scores of epochs, losses and speed of each stage that trains, in order."""
+    """The score of each epoch, the losses and the speed of each stage that trains; the latest stage first."""
     stages: dict[str, list[Drawn]] = {}
-    order = {name: place for place, name in enumerate(UPSTREAM)}
-    for curve in sorted(found, key=lambda curve: order.get(curve.name.split(".")[0].split(" ")[0], 99)):
-        stage, _, name = curve.name.partition(".")
-        title = name.replace("_", " ").replace(".", ": ").replace("examples per s", "examples a second")
-        points = list(zip([float(step) for step in curve.steps], curve.values, strict=True))
-        if title == "learning rate" or not points:
+    order = list(UPSTREAM)
+    for curve in sorted(found, key=lambda curve: order.index(stage_of(curve.name).split(" ")[0]), reverse=True):
+        title = titled(curve.name)
+        points = [(float(step), value) for step, value in zip(curve.steps, curve.values, strict=True)]
+        if not title or not points:
             continue
-        line = Line(title, "student" if stage.startswith("distill") else "teacher", points)
-        across = "epoch" if name.startswith("epoch.") else "step"
-        if max(step for step, _ in points) > 0:
-            svg = curves([line], f"{stage}, {title}", across, "", SMALL)
-            stages.setdefault(stage, []).append(Drawn(curve.name, title, svg))
-    return [(stage, sorted(figures, key=lambda one: one.title)) for stage, figures in stages.items()]
+        stage, dots = stage_of(curve.name), points if ".epoch." in curve.name else ()
+        line = Line(title, "student" if stage.startswith("distill") else "teacher", points, dots)
+        svg = curves([line], f"{stage}, {title}", "epoch" if dots else "step", "", SMALL)
+        stages.setdefault(stage, []).append(Drawn(curve.name, title, svg))
+    return [(stage, sorted(figures, key=lambda one: SHOWN.index(one.title.split(" ")[0]))) for stage, figures in stages.items()]
+
+
+def stage_of(name: str) -> str:
+    """`distill` of `distill.loss.hidden`."""
+    return name.partition(".")[0]
+
+
+def titled(name: str) -> str:
+    """What a curve is called; nothing for those that say little."""
+    kind, _, what = name.partition(".")[2].partition(".")
+    if kind == "loss":
+        return f"loss of {what}"
+    return {"selection_score": "score", "examples_per_s": "examples a second"}.get(what or kind, "")
 
 
 @router.get("/jobs/{job_id}/report")

@@ -27,6 +27,8 @@ STATIC = Path(__file__).parent / "static"
 KINDS = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
 KEPT = {"cache-control": "public, max-age=31536000, immutable"}
 LIVE = ("queued", *OWNED)
+OWN_REFERRER = {"referrer-policy": "same-origin"}
+"""Without any, a browser does not say either that a form is ours."""
 FRAMING = "; frame-src 'self'"
 Value = TypeVar("Value")
 
@@ -41,7 +43,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"size": size, "spent": spent, "moment": moment, "short": short}
+    made.filters |= {"size": size, "spent": spent, "roughly": roughly, "moment": moment, "short": short}
     made.globals |= {"asset": asset, "version": __version__, "LIVE": LIVE, "TERMINAL": TERMINAL}
     return made
 
@@ -51,7 +53,7 @@ def render(request: Request, template: str, code: int = 200, **values: Any) -> H
     who = request.scope["state"].get("who")
     common = {"path": request.url.path, "signed_in": who is not None, "may": who.may if who else lambda scope: False}
     text = environment().get_template(template).render(**common, **values)
-    return HTMLResponse(text, code)
+    return HTMLResponse(text, code, OWN_REFERRER)
 
 
 def go(place: str) -> RedirectResponse:
@@ -143,6 +145,13 @@ def spent(value: float | None) -> str:
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
+
+
+def roughly(value: float) -> str:
+    """Seconds that nobody knows exactly."""
+    if value < 100:
+        return f"{max(1, round(value / 10)) * 10} seconds"
+    return f"{value / 60:.0f} minutes" if value < 100 * 60 else f"{value / 3600:.1f} hours"
 
 
 def moment(value: float | None) -> str:

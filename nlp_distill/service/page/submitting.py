@@ -10,7 +10,7 @@ from fastapi import Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from nlp_distill.service.api import files, jobs, recipes
-from nlp_distill.service.api.models import JobRequest, RecipeRequest
+from nlp_distill.service.api.models import JobRequest, RecipeRequest, Template
 from nlp_distill.service.api.service import Reader, Served, Service, Submitter
 from nlp_distill.service.page.drafts import Draft, checked, from_file, from_form, from_job, from_template, from_yaml
 from nlp_distill.service.page.rendering import form_of, go, one, page_router, render
@@ -45,12 +45,18 @@ async def begun(
 
 
 def _choices(request: Request, service: Service, who: Who, status: int = 200, **said: Any) -> Response:
-    templates = recipes.templates(who).data
-    offline = [template for template in templates if "sample:" in template.yaml]
-    ready = sorted(offline, key=lambda template: (template.name != "quickstart", template.name))
-    others = [template for template in templates if template not in offline]
+    templates = sorted(recipes.templates(who).data, key=lambda one: (one.name != "quickstart", one.name))
+    ready = [template for template in templates if "sample:" in template.yaml and _runs_here(service, template)]
+    others = [template for template in templates if template not in ready]
     uploads = files.listed(service, who).data[:5]
     return render(request, "new.html", status, ready=ready, others=others, uploads=uploads, **{"yaml": "", **said})
+
+
+def _runs_here(service: Service, template: Template) -> bool:
+    try:
+        return bool(recipes.read_recipe(service, template.yaml))
+    except Problem:
+        return False
 
 
 def _form(request: Request, draft: Draft, status: int = 200, **said: Any) -> Response:

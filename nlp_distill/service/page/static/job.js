@@ -13,14 +13,19 @@ const LONGEST_LOG = 200000;
 const curves = new Map();
 const styles = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+// As `titled` in job.py says it; what has no title is not drawn.
 function titled(name) {
-  return name.replaceAll("_", " ").replace(".", ": ").replace("examples per s", "examples a second");
+  const [, kind, ...rest] = name.split(".");
+  if (kind === "loss") return `loss of ${rest.join(".")}`;
+  return { selection_score: "score", examples_per_s: "examples a second" }[rest.join(".") || kind] || "";
 }
+
+const place = (title) => ["score", "loss", "examples"].indexOf(title.split(" ")[0]);
 
 function figureOf(name) {
   const known = document.querySelector(`figure[data-curve="${CSS.escape(name)}"]`);
   if (known) return known;
-  const [stage, ...rest] = name.split(".");
+  const [stage] = name.split(".");
   let block = document.querySelector(`.stage[data-stage="${CSS.escape(stage)}"]`);
   if (!block) {
     block = document.createElement("div");
@@ -31,17 +36,17 @@ function figureOf(name) {
     const grid = document.createElement("div");
     grid.className = "grid";
     block.append(heading, grid);
-    document.getElementById("stages").append(block);
+    document.getElementById("stages").prepend(block);
   }
   const figure = document.createElement("figure");
   figure.dataset.curve = name;
   const caption = document.createElement("figcaption");
-  caption.textContent = titled(rest.join("."));
+  caption.textContent = titled(name);
   const plot = document.createElement("div");
   plot.className = "plot";
   figure.append(caption, plot);
   const figures = [...block.querySelectorAll("figure")];
-  const next = figures.find((one) => one.querySelector("figcaption").textContent > caption.textContent);
+  const next = figures.find((one) => place(one.querySelector("figcaption").textContent) > place(caption.textContent));
   block.querySelector(".grid").insertBefore(figure, next || null);
   document.getElementById("curves").hidden = false;
   return figure;
@@ -60,25 +65,25 @@ function settings(width, name) {
 
 function draw(name) {
   const curve = curves.get(name);
-  if (curve.steps.length < 2) return;
+  if (curve.steps.length < (name.includes(".epoch.") ? 1 : 2)) return;
   const data = [curve.steps, curve.values];
   if (curve.plot) { curve.plot.setData(data); return; }
-  const place = figureOf(name).querySelector(".plot");
-  const width = place.clientWidth || 280;
-  place.replaceChildren();
-  place.setAttribute("role", "img");
-  curve.plot = new uPlot(settings(width, name), data, place);
-  new ResizeObserver(() => { if (place.clientWidth) curve.plot.setSize({ width: place.clientWidth, height: 170 }); }).observe(place);
+  const box = figureOf(name).querySelector(".plot");
+  const width = box.clientWidth || 280;
+  box.replaceChildren();
+  box.setAttribute("role", "img");
+  curve.plot = new uPlot(settings(width, name), data, box);
+  new ResizeObserver(() => { if (box.clientWidth) curve.plot.setSize({ width: box.clientWidth, height: 170 }); }).observe(box);
 }
 
 function describe(name) {
   const { steps, values } = curves.get(name);
-  const place = figureOf(name).querySelector(".plot");
-  place.setAttribute("aria-label", `${titled(name)}: from ${values[0].toPrecision(4)} to ${values.at(-1).toPrecision(4)} at ${steps.at(-1)}`);
+  const box = figureOf(name).querySelector(".plot");
+  box.setAttribute("aria-label", `${titled(name)}: from ${values[0].toPrecision(4)} to ${values.at(-1).toPrecision(4)} at ${steps.at(-1)}`);
 }
 
 function add(name, step, value) {
-  if (typeof value !== "number" || !Number.isInteger(step) || name.endsWith("learning_rate")) return null;
+  if (typeof value !== "number" || !Number.isInteger(step) || !titled(name)) return null;
   if (!curves.has(name)) curves.set(name, { steps: [], values: [] });
   const { steps, values } = curves.get(name);
   // A run that goes on from a checkpoint says some steps again.
@@ -120,7 +125,7 @@ async function begin() {
   const answer = await fetch(`/v1/jobs/${id}/metrics?max_points=500`);
   if (!answer.ok) return;
   for (const curve of (await answer.json()).data) {
-    if (curve.name.endsWith("learning_rate")) continue;
+    if (!titled(curve.name)) continue;
     curves.set(curve.name, { steps: curve.steps, values: curve.values });
     changed.add(curve.name);
   }
