@@ -14,6 +14,7 @@ from nlp_distill.service.api.models import JobRequest, RecipeRequest, Template
 from nlp_distill.service.api.service import Reader, Served, Service, Submitter
 from nlp_distill.service.page.drafts import Draft, checked, from_file, from_form, from_job, from_template, from_yaml
 from nlp_distill.service.page.rendering import form_of, go, one, page_router, render
+from nlp_distill.service.references import references
 from nlp_distill.service.store.tokens import Who
 from nlp_distill.web.problems import Problem
 
@@ -54,9 +55,10 @@ def _choices(request: Request, service: Service, who: Who, status: int = 200, **
 
 def _runs_here(service: Service, template: Template) -> bool:
     try:
-        return bool(recipes.read_recipe(service, template.yaml))
+        recipe = recipes.read_recipe(service, template.yaml)
     except Problem:
         return False
+    return not any(reference.value.startswith("runs/") for reference in references(recipe.resolved()))
 
 
 def _form(request: Request, draft: Draft, status: int = 200, **said: Any) -> Response:

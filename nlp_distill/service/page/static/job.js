@@ -190,10 +190,11 @@ const log = document.getElementById("log");
 async function followLog() {
   const from = Number(log.dataset.end);
   const attempt = log.dataset.attempt ? `?attempt=${log.dataset.attempt}` : "";
-  const answer = await fetch(`/v1/jobs/${id}/logs${attempt}`, { headers: from ? { range: `bytes=${from}-` } : {} });
-  if (answer.status !== 200 && answer.status !== 206) return;
-  const bytes = await answer.arrayBuffer();
-  if (!bytes.byteLength || (from && answer.status === 200)) return;
+  // From the last byte that is known, so that there is always something to give.
+  const answer = await fetch(`/v1/jobs/${id}/logs${attempt}`, { headers: from ? { range: `bytes=${from - 1}-` } : {} });
+  if (answer.status !== (from ? 206 : 200)) return;
+  const bytes = new Uint8Array(await answer.arrayBuffer()).subarray(from ? 1 : 0);
+  if (!bytes.byteLength || Number(log.dataset.end) !== from) return;
   if (!from) log.textContent = "";
   log.append(new TextDecoder().decode(bytes));
   if (log.textContent.length > LONGEST_LOG) log.textContent = log.textContent.slice(-LONGEST_LOG / 2);
