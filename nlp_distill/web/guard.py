@@ -119,7 +119,8 @@ class Guard:
 
     def _to_sign_in(self, scope: Scope, headers: Headers, problem: Problem) -> Response | None:
         """Where a person is sent instead of being told of tokens; they come back to what they read."""
-        if problem.status_code != 401 or not self.access.sign_in or "text/html" not in headers.get("accept", ""):
+        person = "text/html" in headers.get("accept", "") and "authorization" not in headers
+        if problem.status_code != 401 or not self.access.sign_in or not person:
             return None
         query = scope["query_string"].decode("ascii", "replace")
         place = scope["path"] + (f"?{query}" if query else "") if scope["method"] == "GET" else "/"

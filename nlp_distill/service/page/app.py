@@ -18,7 +18,7 @@ LARGER = "/new/upload"
 def add_pages(app: FastAPI, sessions: Sessions) -> None:
     """Add every page to the app."""
     app.state.sessions = sessions
-    for part in (signing, jobs, submitting, job, comparing, trying, system):
+    for part in (signing, jobs, submitting, trying, job, comparing, system):
         app.include_router(part.router)
 
     @app.get("/assets/{name}", include_in_schema=False)
