@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from nlp_distill.errors import EngineUnfit, NlpDistillError, VariantUnknown
+from nlp_distill.service.home import Home
 from nlp_distill.serving.catalog import Served, catalog
 from nlp_distill.serving.engines import Engine
 from nlp_distill.serving.metrics import Metrics
-from nlp_distill.service.home import Home
 from nlp_distill.web.problems import Problem
 
 MOST_JOBS = 2
@@ -41,7 +41,9 @@ def models_of(home: Home, job_id: str) -> list[Served]:
             return [*catalog([f"teacher={run}"], ["teacher"]), *student]
         return student
     except NlpDistillError as error:
-        raise Problem(409, "model_unfit", f"This job's model cannot be asked: {error}".replace(f"{run}", "it")) from error
+        raise Problem(
+            409, "model_unfit", f"This job's model cannot be asked: {error}".replace(f"{run}", "it")
+        ) from error
 
 
 class Engines:

@@ -246,7 +246,14 @@ def test_hostile_names_are_text_everywhere(home, page, submitted):
     log.write_text(EVIL)
     upload = page.post("/new/upload", files={"file": (f"{EVIL}.csv".replace("/", ""), f"text,label\n{EVIL},a\n")})
     assert upload.status_code == 303
-    for path in ("/", f"/jobs/{job['id']}", f"/jobs/{job['id']}/state", "/new", f"/new?job={job['id']}", "/?tag=" + EVIL):
+    for path in (
+        "/",
+        f"/jobs/{job['id']}",
+        f"/jobs/{job['id']}/state",
+        "/new",
+        f"/new?job={job['id']}",
+        "/?tag=" + EVIL,
+    ):
         text = page.get(path).text
         assert "onerror" in text, path
         assert "<img" not in text and "49" not in re.findall(r"alert\(1\)&gt;\S{6,12}", text), path
@@ -354,7 +361,7 @@ def test_what_a_job_made_is_offered_and_its_report_may_do_nothing(home, page, su
     place = re.search(r'href="(/v1/artifacts/[^"]*)" download><bdi>report.html', text).group(1)
     assert page.get(place).headers["content-disposition"].startswith("attachment")
     framed = page.get(f"/jobs/{job}/report")
-    assert ' sandbox></iframe>' in framed.text and "frame-src 'self'" in framed.headers["content-security-policy"]
+    assert " sandbox></iframe>" in framed.text and "frame-src 'self'" in framed.headers["content-security-policy"]
     inside = page.get(f"/jobs/{job}/report/content")
     policy = inside.headers["content-security-policy"]
     assert inside.text == REPORT and policy.startswith("sandbox; default-src 'none'") and "script" not in policy
@@ -390,7 +397,9 @@ def test_the_form_says_what_the_recipe_says(name):
 
 
 def test_every_setting_of_a_recipe_has_a_field():
-    given = {"distill": {"phases": [{"losses": [{"kind": kind} for kind in ("logits", "hidden", "attention", "relation")]}]}}
+    given = {
+        "distill": {"phases": [{"losses": [{"kind": kind} for kind in ("logits", "hidden", "attention", "relation")]}]}
+    }
     paths = {field.path for field in form_from(Recipe, given).fields()}
     schema = Recipe.model_json_schema()["$defs"]
     holders = {"Data": "data.", "Teacher": "teachers.0.", "Finetune": "teachers.0.finetune.", "Student": "student."}
@@ -478,7 +487,11 @@ def test_a_named_distillation_takes_the_place_of_the_terms(page):
 def test_yaml_of_ones_own(page):
     answer = page.post("/new/yaml", data={"yaml": yaml.safe_dump({**RECIPE, "seed": 4})})
     assert job_of(page, page.post("/new", data=fields_of(answer.text)))["recipe"]["seed"] == 4
-    for text, said in (("task: [", "as YAML"), (yaml.safe_dump({**RECIPE, "sede": 4}), "seed"), ("a: &a 1\nb: *a", "alias")):
+    for text, said in (
+        ("task: [", "as YAML"),
+        (yaml.safe_dump({**RECIPE, "sede": 4}), "seed"),
+        ("a: &a 1\nb: *a", "alias"),
+    ):
         answer = page.post("/new/yaml", data={"yaml": text})
         assert answer.status_code == 422 and 'role="alert"' in answer.text and said in answer.text, answer.text
 

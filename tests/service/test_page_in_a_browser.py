@@ -5,11 +5,14 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
+import httpx
 import pytest
 import uvicorn
 from conftest import RECIPE, until
@@ -21,13 +24,16 @@ from test_page import EVIL, REPORT, RESULTS, running
 from nlp_distill.service.api.app import service_app
 from nlp_distill.service.home import Home
 from nlp_distill.service.reasons import Ending, Reason
+from nlp_distill.service.store.journal import Event
+from nlp_distill.service.store.queue import Claim, Queue
+from nlp_distill.service.store.tables import jobs as table
 from nlp_distill.testing import save_tiny, tiny_rows
 
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 MOST_CLICKS = 5
 PATIENCE_MS = 300_000
 CANARY = "document.title='owned'"
-HOSTILE = f"<script>{CANARY}</script><img src=http://evil.example/x onerror=\"{CANARY}\"><b>{EVIL}"
+HOSTILE = f'<script>{CANARY}</script><img src=http://evil.example/x onerror="{CANARY}"><b>{EVIL}'
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +62,8 @@ class Visitor:
             self.trouble.append(f"asked {sent.url}")
 
     def _said(self, text):
-        # What the network says while the server is away is no fault of the page.
-        if "ERR_CONNECTION" not in text and "ERR_INCOMPLETE" not in text and "ERR_EMPTY" not in text:
+        # That the server is away, or that a form is not right yet, is no fault of the page.
+        if not any(word in text for word in ("ERR_CONNECTION", "ERR_INCOMPLETE", "ERR_EMPTY", "status of 422")):
             self.trouble.append(text)
 
     def go(self, place):
@@ -98,7 +104,9 @@ class Site:
         self.app = service_app(self.home)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = uvicorn.Server(uvicorn.Config(self.app, port=self.port, log_level="error"))
+        self.server = uvicorn.Server(
+            uvicorn.Config(self.app, port=self.port, log_level="error", timeout_graceful_shutdown=1)
+        )
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
         until(lambda: self.server.started)
@@ -120,7 +128,6 @@ def site(tmp_path_factory):
 @pytest.fixture(scope="module")
 def there(site):
     """Jobs of several kinds, all of their words hostile."""
-    import httpx
 
     class Api(httpx.Client):
         app = site.app
@@ -147,6 +154,9 @@ def there(site):
     log.write_text(f"first {HOSTILE}\n")
     rows = "".join(f'"text {n} {HOSTILE.replace(chr(34), "")}",{"<b>good" if n % 3 else "bad"}\n' for n in range(60))
     jobs["file"] = api.post("/v1/files?name=a.csv", content=f"text,<i>label\n{rows}".encode()).json()["id"]
+    assert api.get(f"/new?file={jobs['file']}", timeout=120).status_code == 200
+    # From now on looks at data end at once: each would load PyTorch.
+    site.app.state.service.limits = replace(site.app.state.service.limits, side_process_s=0.01)
     yield jobs
     api.close()
 
@@ -171,7 +181,8 @@ def test_pages_fit_load_nothing_and_run_nothing_of_what_they_show(site, there, v
             wide = visitor.page.evaluate("document.documentElement.scrollWidth")
             assert wide <= size["width"], (place, wide)
             assert visitor.page.title() != "owned" and visitor.page.locator("main img, main b").count() == 0, place
-        assert visitor.trouble == [], scheme
+        # The report's script is kept from running, which the browser says.
+        assert [said for said in visitor.trouble if "sandboxed" not in said] == [], scheme
 
 
 def test_the_report_is_seen_and_does_nothing(site, there, visit):
@@ -195,10 +206,6 @@ def test_a_running_job_is_seen_as_it_runs(site, there, visit):
     page = visitor.page
     expect(page.locator(".uplot")).to_have_count(2)
     before = page.locator("figure[data-curve='distill.loss.hidden'] .plot").get_attribute("aria-label")
-    from nlp_distill.service.store.journal import Event
-    from nlp_distill.service.store.queue import Claim, Queue
-    from nlp_distill.service.store.tables import jobs as table
-
     queue = Queue(site.app.state.service.database)
     with queue.database.reading() as connection:
         row = connection.execute(table.select().where(table.c.id == job)).one()
@@ -220,11 +227,11 @@ def test_a_running_job_is_seen_as_it_runs(site, there, visit):
     assert visitor.trouble == [] and page.title() != "owned"
 
 
-def test_a_typo_is_shown_at_its_field_while_it_is_typed(site, visit):
+def test_a_typo_is_shown_at_its_field_while_it_is_typed(site, there, visit):
     visitor = visit(site.url)
     visitor.sign_in(site.token)
     visitor.go("/new?template=quickstart")
-    epochs = visitor.page.get_by_label("Epochs")
+    epochs = visitor.page.get_by_label("Epochs", exact=True).first
     epochs.press_sequentially("1o")
     expect(visitor.page.locator("#f-distill-phases-0-epochs-error")).to_contain_text("integer")
     expect(epochs).to_have_attribute("aria-invalid", "true")
@@ -269,7 +276,8 @@ def test_everything_is_read_and_asked_without_a_script(site, there, visit):
 
 
 FOCUSED = """() => { const one = document.activeElement; const style = getComputedStyle(one);
-  return { name: (one.getAttribute("aria-label") || one.textContent || one.name || "").trim().slice(0, 40), tag: one.tagName,
+  return { name: (one.getAttribute("aria-label") || one.textContent || one.name || "").trim().slice(0, 40),
+    tag: one.tagName,
     seen: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2 }; }"""
 
 
@@ -284,7 +292,7 @@ def tab_to(page, name, most=60):
     raise AssertionError(f"{name} was not reached")
 
 
-def test_by_keyboard_alone(site, visit):
+def test_by_keyboard_alone(site, there, visit):
     visitor = visit(site.url)
     page = visitor.page
     visitor.go("/login")
@@ -339,8 +347,6 @@ class Service:
         until(self._listens)
 
     def _listens(self):
-        import socket
-
         with socket.socket() as asked:
             return asked.connect_ex(("127.0.0.1", self.port)) == 0
 
@@ -382,7 +388,7 @@ def test_from_ones_own_rows_to_a_student_through_a_restart(service, visit):
     expect(page.locator(".labels bdi")).to_have_count(2)
     page.get_by_label("Teacher").fill("package:tiny_teacher/model")
     page.locator("#f-student-layers").fill("2")
-    page.get_by_label("Epochs").first.fill("8")
+    page.get_by_label("Epochs", exact=True).first.fill("8")
     for name in ("teacher", "finetune", "distill", "export"):
         page.locator("summary", has_text=re.compile(rf"^\s*{name}\b")).first.click()
     page.locator("[name='teachers.0.finetune']").select_option("")
@@ -413,9 +419,7 @@ def test_from_ones_own_rows_to_a_student_through_a_restart(service, visit):
     with page.expect_download() as coming:
         page.get_by_role("link", name=re.compile("^Download all")).click()
     assert coming.value.path().read_bytes().startswith(b"PK")
-    visitor.click("link", "Try it") if page.locator("nav >> text=Try it").count() == 0 else page.locator(
-        "#state >> text=Try it"
-    ).click()
+    page.locator("#state").get_by_role("link", name="Try it").click()
     page.get_by_label("Text", exact=True).fill("good fine great")
     visitor.click("button", "Ask")
     expect(page.locator("#answers .card")).to_have_count(2, timeout=PATIENCE_MS)

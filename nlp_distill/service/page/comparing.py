@@ -35,7 +35,9 @@ def compared(request: Request, service: Served, who: Reader, job: Chosen = None)
         letters=letters,
         found=found,
         names={variant.job_id: variant.job_name for variant in variants},
-        plots=[plot for metric in dict.fromkeys(v.metric for v in variants) for plot in _plots(variants, metric, letters)],
+        plots=[
+            plot for metric in dict.fromkeys(v.metric for v in variants) for plot in _plots(variants, metric, letters)
+        ],
     )
 
 

@@ -104,7 +104,9 @@ class Draft:
 
     def errors(self) -> dict[str, str]:
         """Id of a field or group → what is wrong there."""
-        both = [one for root in (self.recipe, self.job) for one in (*root.fields(), *root.groups())]
+        both: list[Field | Group] = [
+            one for root in (self.recipe, self.job) for one in (*root.fields(), *root.groups())
+        ]
         return {one.id: one.error for one in both if one.error}
 
     def elsewhere(self, origin: str) -> dict[str, str]:
@@ -115,7 +117,7 @@ class Draft:
         recipe = pprint.pformat(request["recipe"], sort_dicts=False, width=88)
         return {
             "yaml": yaml.safe_dump(self.given, sort_keys=False, allow_unicode=True, default_flow_style=None, width=88),
-            "curl": f"curl {origin}/v1/jobs \\\n  -H \"Authorization: Bearer $NLP_DISTILL_TOKEN\" \\\n"
+            "curl": f'curl {origin}/v1/jobs \\\n  -H "Authorization: Bearer $NLP_DISTILL_TOKEN" \\\n'
             f"  -H 'Content-Type: application/json' \\\n  --data {shlex.quote(body)}",
             "python": f"from nlp_distill import Client\n\nrecipe = {recipe}\n"
             f'job = Client("{origin}").jobs.create(recipe{others}).wait()\njob.download("my-student")',

@@ -164,7 +164,9 @@ def _field(path: str, name: str, info: FieldInfo, parts: list[Any], given: Any, 
         kind = "text"
     default = "" if info.default in (PydanticUndefined, None) else written(info.default, kind)
     value = "" if given in (PydanticUndefined, None) else str(given) if raw else written(given, kind)
-    made = Field(path, _title(name), info.description or "", kind, value[:LONGEST], default, required=info.is_required())
+    made = Field(
+        path, _title(name), info.description or "", kind, value[:LONGEST], default, required=info.is_required()
+    )
     made.value = "" if not raw and value == default else made.value
     made.choices, made.suggestions = (words, ()) if kind == "choice" else ((), words)
     return made

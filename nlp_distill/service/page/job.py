@@ -99,7 +99,9 @@ def _sentence(event: dict[str, Any]) -> str:
     message, data = str(event["message"]), event["data"]
     if message != data.get("kind"):
         return message
-    facts = [f"{name.replace('_', ' ')} {value}" for name, value in data.items() if isinstance(value, str | int | float)]
+    facts = [
+        f"{name.replace('_', ' ')} {value}" for name, value in data.items() if isinstance(value, str | int | float)
+    ]
     return f"{message}: {', '.join(fact for fact in facts if fact != f'kind {message}')}".removesuffix(": ")
 
 
@@ -113,7 +115,7 @@ def shown(request: Request, job_id: JobId, service: Served, who: Reader) -> Resp
     state = _state(service, who, job_id)
     text, end, attempt = _log(service, who, job_id)
     drawn = _drawn(events.metrics(job_id, service, who, None, MOST_POINTS).data)
-    said = {"log": text, "log_end": end, "log_attempt": attempt, "curves": drawn}
+    said: dict[str, Any] = {"log": text, "log_end": end, "log_attempt": attempt, "curves": drawn}
     said["recipe"] = yaml.safe_dump(state["job"].recipe, sort_keys=False, allow_unicode=True, width=100)
     return render(request, "job.html", key=secrets.token_hex(16), **state, **said)
 
@@ -161,7 +163,10 @@ def _drawn(found: list[Curve]) -> list[tuple[str, list[Drawn]]]:
         line = Line(title, "student" if stage.startswith("distill") else "teacher", points, dots)
         svg = curves([line], f"{stage}, {title}", "epoch" if dots else "step", "", SMALL)
         stages.setdefault(stage, []).append(Drawn(curve.name, title, svg))
-    return [(stage, sorted(figures, key=lambda one: SHOWN.index(one.title.split(" ")[0]))) for stage, figures in stages.items()]
+    return [
+        (stage, sorted(figures, key=lambda one: SHOWN.index(one.title.split(" ")[0])))
+        for stage, figures in stages.items()
+    ]
 
 
 def stage_of(name: str) -> str:

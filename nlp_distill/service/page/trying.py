@@ -40,7 +40,9 @@ def _example(task: str) -> tuple[str, str]:
 
 def _page(request: Request, job: Job, others: list[Job], text: str, beside: str, **said: Any) -> Response:
     told = {"answers": [], "wrong": "", **said}
-    return render(request, "try.html", job=job, others=others, task=job.recipe["tasks"][0], text=text, beside=beside, **told)
+    return render(
+        request, "try.html", job=job, others=others, task=job.recipe["tasks"][0], text=text, beside=beside, **told
+    )
 
 
 @router.post("/jobs/{job_id}/try")
