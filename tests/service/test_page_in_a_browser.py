@@ -31,7 +31,7 @@ from nlp_distill.testing import save_tiny, tiny_rows
 
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 MOST_CLICKS = 5
-PATIENCE_MS = 300_000
+PATIENCE_MS = 600_000
 CANARY = "document.title='owned'"
 HOSTILE = f'<script>{CANARY}</script><img src=http://evil.example/x onerror="{CANARY}"><b>{EVIL}'
 
@@ -401,7 +401,7 @@ def test_from_ones_own_rows_to_a_student_through_a_restart(service, visit):
     page.wait_for_url("**/jobs/job_*")
     job = page.url.rpartition("/")[2]
     page.locator("figure[data-curve='distill.loss.hidden'] .uplot").wait_for(timeout=PATIENCE_MS)
-    until(lambda: any("distill" in str(path) for path in service.home.run(job).rglob("checkpoints/**/step-*")), 300)
+    until(lambda: any("distill" in str(path) for path in service.home.run(job).rglob("checkpoints/**/step-*")), 600)
     service.kill()
     time.sleep(1.0)
     service.start()

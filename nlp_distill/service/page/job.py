@@ -53,8 +53,10 @@ def rail(happened: list[dict[str, Any]], job: Job) -> list[Stage]:
     """The stages of a job in their order."""
     said: dict[str, dict[str, Any]] = {}
     for event in happened:
-        if event["type"] == "stage":
-            said[str(event["data"].get("stage"))] = event["data"]
+        name = str(event["data"].get("stage"))
+        # What an earlier attempt has done is skipped by the next one.
+        if event["type"] == "stage" and not (name in said and event["data"].get("state") == "skipped"):
+            said[name] = event["data"]
     wanted = {"control": bool(job.recipe.get("control")), "publish": job.recipe.get("publish") is not None}
     found = []
     for name in UPSTREAM:

@@ -6,6 +6,7 @@ const id = job.dataset.job;
 const MOST_POINTS = 1200;
 const LOG_MS = 1500;
 const STATE_MS = 400;
+const AGAIN_MS = 5000;
 const LONGEST_LOG = 200000;
 
 // Curves: a canvas for each, in the place of the picture that the server drew
@@ -144,7 +145,11 @@ function refresh() {
 }
 
 function take(event) {
-  if (!event.data) return;
+  if (!event.data) {
+    // The line broke: the browser asks again by itself, unless it was refused.
+    if (stream?.readyState === EventSource.CLOSED) { hush(); setTimeout(listen, AGAIN_MS); }
+    return;
+  }
   const said = JSON.parse(event.data);
   seen = said.seq;
   if (said.type === "progress" || said.type === "metric") plotEvent(said.type, said.data);
@@ -161,7 +166,7 @@ function showProgress({ stage, step, steps }) {
 }
 
 function listen() {
-  if (stream || job.dataset.over === "true") return;
+  if (stream || document.hidden || job.dataset.over === "true") return;
   // The browser itself asks again with Last-Event-ID when the line breaks.
   stream = new EventSource(`/v1/jobs/${id}/events?after=${seen}`);
   for (const kind of ["status", "stage", "progress", "metric", "log", "artifact", "warning", "error"]) {

@@ -42,14 +42,14 @@ function keepFresh() {
       if (kept.get(target.id) === xhr.responseText) event.detail.shouldSwap = false;
       kept.set(target.id, xhr.responseText);
     }
-    const open = [...target.querySelectorAll("details[id][open]")].map((one) => one.id);
-    const ticked = [...target.querySelectorAll("input:checked")].map((one) => one.id);
-    const from = target.querySelector(".events")?.scrollTop;
+    const open = [...document.querySelectorAll("details[id][open]")].map((one) => one.id);
+    const ticked = [...document.querySelectorAll("input[id]:checked")].map((one) => one.id);
+    const from = document.querySelector(".events")?.scrollTop;
     target.addEventListener("htmx:afterSwap", () => {
       for (const name of open) document.getElementById(name)?.setAttribute("open", "");
       for (const name of ticked) { const one = document.getElementById(name); if (one) one.checked = true; }
-      if (from) target.querySelector(".events").scrollTop = from;
-      tellTimes(target);
+      if (from) document.querySelector(".events").scrollTop = from;
+      tellTimes(document);
     }, { once: true });
   });
 }
