@@ -48,7 +48,9 @@ class Client:
         token = token or os.environ.get(TOKEN_VARIABLE) or _own_token(Home(home))
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(30.0, write=600.0)
-        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=False)
+        # Nobody closes a client that is used in one line; its connections end with their answers.
+        once = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, limits=once, trust_env=False)
         self.patience_s, self._met = patience_s, False
         self.jobs = Jobs(self)
         self.files = Files(self)

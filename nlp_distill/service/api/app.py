@@ -74,7 +74,7 @@ def service_app(home: Home, limits: Limits = LIMITS, hosts: tuple[str, ...] = ()
     app = new_app("nlp-distill jobs", access, limits.body, larger, BODY_SECONDS, lifespan)
     app.add_middleware(Counting, service=service)
     app.state.service = service
-    shared = problems(401, 403, 408, 413, 421, 500, 503)
+    shared = problems(400, 401, 403, 408, 413, 421, 500, 503)
     for router in (jobs.router, events.router, artifacts.router, files.router, recipes.router, tokens.router):
         app.include_router(router, responses=shared)
     app.include_router(predictions.router, responses=shared)

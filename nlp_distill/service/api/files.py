@@ -54,7 +54,7 @@ def shown_file(row: Row[tuple[object, ...]]) -> File:
     )
 
 
-@router.post("", status_code=201, openapi_extra={"requestBody": BODY}, responses=problems(400, 413, 415, 422, 503))
+@router.post("", status_code=201, openapi_extra={"requestBody": BODY}, responses=problems(413, 415, 422, 503))
 async def upload(
     request: Request,
     service: Served,
