@@ -32,6 +32,7 @@ from nlp_distill.testing import save_tiny, tiny_rows
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 MOST_CLICKS = 5
 PATIENCE_MS = 600_000
+expect.set_options(timeout=60_000)
 CANARY = "document.title='owned'"
 HOSTILE = f'<script>{CANARY}</script><img src=http://evil.example/x onerror="{CANARY}"><b>{EVIL}'
 
@@ -51,7 +52,7 @@ class Visitor:
         self.url, self.trouble, self.clicks = url, [], 0
         self.context = browser.new_context(viewport=WIDE, **settings)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(60_000)
+        self.page.set_default_timeout(PATIENCE_MS)
         self.page.on("request", self._asked)
         self.page.on("console", lambda said: self._said(said.text) if said.type in ("error", "warning") else None)
         self.page.on("pageerror", lambda error: self.trouble.append(str(error)))

@@ -104,9 +104,9 @@ class Draft:
 
     def errors(self) -> dict[str, str]:
         """Id of a field or group → what is wrong there."""
-        both: list[Field | Group] = [
-            one for root in (self.recipe, self.job) for one in (*root.fields(), *root.groups())
-        ]
+        both: list[Field | Group] = []
+        for root in (self.recipe, self.job):
+            both += [*root.fields(), *root.groups()]
         return {one.id: one.error for one in both if one.error}
 
     def elsewhere(self, origin: str) -> dict[str, str]:
