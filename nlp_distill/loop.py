@@ -28,6 +28,7 @@ from nlp_distill.batches import derived_seed, epoch_steps, micro_batches, rank_s
 from nlp_distill.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
 from nlp_distill.errors import Interrupted, LossNotFinite, RunFailed
 from nlp_distill.first_token import first_token_only
+from nlp_distill.noise import fast_dropout
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import Training
 from nlp_distill.scores import model_pipeline, predict
@@ -200,7 +201,7 @@ def train(
     stop, examples = False, 0
     lean = settings.lean and first_suffices(task, model.config, objective.student_request, setting.tokenizer)
     shortened = first_token_only(model) if lean else nullcontext()
-    with torch.random.fork_rng(), shortened, watched(stage, settings.stall_minutes, notify) as beat:
+    with torch.random.fork_rng(), fast_dropout(), shortened, watched(stage, settings.stall_minutes, notify) as beat:
         while not finished:
             epoch = done_steps // per_epoch
             steps = epoch_steps(rows.lengths, settings.batch_size, setting.seed, epoch)

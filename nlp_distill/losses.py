@@ -9,7 +9,7 @@ counts, [B] or [B, S].
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -57,30 +57,32 @@ def at_first(values: Tensor, mask: Tensor) -> Tensor:
 
 CHUNK = 1 << 20
 """Numbers of a wide distribution that a loss looks at together: 4 MB of float32, and a few copies of them."""
+SCORES = 1 << 18
+"""Attention scores that a loss looks at together: 1 MB of float32, so that the copies stay in a core's cache."""
 
 
 class _InChunks(torch.autograd.Function):
-    """A loss of rows, and its gradient, chunk by chunk: of all rows at once only the gradient is ever made."""
+    """A loss of rows, and its gradient, chunk by chunk: of all rows at once only the gradients are ever made."""
 
     @staticmethod
     def forward(
-        ctx: Any, student: Tensor, chunks: Iterable[tuple[Any, Tensor]], loss: Callable[..., Tensor], size: int
+        ctx: Any, loss: Callable[..., Tensor], size: int, fixed: Iterable[tuple[Any, ...]], *student: Tensor
     ) -> Tensor:
-        ctx.gradient = torch.empty_like(student)
-        total = student.new_zeros((), dtype=torch.float32)
-        for ours, slope, (theirs, mask) in zip(
-            torch.split(student, size), torch.split(ctx.gradient, size), chunks, strict=True
-        ):
+        ctx.gradients = [torch.empty_like(values) for values in student]
+        total = torch.zeros((), dtype=torch.float32, device=student[0].device)
+        ours, slopes = (zip(*(torch.split(x, size) for x in side), strict=True) for side in (student, ctx.gradients))
+        for chunk, parts, given in zip(ours, slopes, fixed, strict=True):
             with torch.enable_grad():
-                leaf = ours.detach().requires_grad_()
-                value = loss(leaf, theirs, mask)
-            slope.copy_(torch.autograd.grad(value, leaf)[0])
+                leaves = [values.detach().requires_grad_() for values in chunk]
+                value = loss(*leaves, *given)
+            for part, gradient in zip(parts, torch.autograd.grad(value, leaves), strict=True):
+                part.copy_(gradient)
             total += value.detach()
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None]:
-        return ctx.gradient.mul_(outer[0]), None, None, None
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
+        return None, None, None, *(gradient.mul_(outer[0]) for gradient in ctx.gradients)
 
 
 def in_chunks(
@@ -95,7 +97,20 @@ def in_chunks(
     """
     size = max(1, CHUNK // student.shape[-1])
     chunks = zip(pieces(size), torch.split(mask.flatten(), size), strict=True)
-    total: Tensor = _InChunks.apply(student.flatten(0, -2), chunks, loss, size)  # type: ignore[no-untyped-call]
+    total: Tensor = _InChunks.apply(loss, size, chunks, student.flatten(0, -2))  # type: ignore[no-untyped-call]
+    return total
+
+
+def by_examples(loss: Callable[..., Tensor], student: Sequence[Tensor], fixed: Sequence[Tensor], scores: int) -> Tensor:
+    """`loss(*student, *fixed)` of tensors [B, …], a few examples at a time where all have too many scores.
+
+    `scores`: of one example, a number of attention scores. Differentiable once, by `student` alone.
+    """
+    size = max(1, SCORES // scores)
+    if size >= len(student[0]):
+        return loss(*student, *fixed)
+    chunks = zip(*(torch.split(values, size) for values in fixed), strict=True)
+    total: Tensor = _InChunks.apply(loss, size, chunks, *student)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -152,9 +167,9 @@ def attention_scores(query: Tensor, key: Tensor, heads: int, scaled: bool = True
     `scaled` false leaves 1/√D out (T5); `bias` [Q, K, A] is added (T5, MPNet).
     """
     q, k = (x.float().view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key))
-    scores = torch.matmul(q, k.transpose(2, 3))
     if scaled:
-        scores = scores / math.sqrt(q.shape[-1])
+        q = q / math.sqrt(q.shape[-1])
+    scores = torch.matmul(q, k.transpose(2, 3))
     return scores if bias is None else scores + bias.float().permute(2, 0, 1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers import PretrainedConfig
 from nlp_distill.batches import derived_seed
 from nlp_distill.errors import SignalMissing
 from nlp_distill.families import Place, Stack, family_of
-from nlp_distill.losses import CHUNK, LOSSES, at_first, attention_scores, first_tokens, in_chunks
+from nlp_distill.losses import CHUNK, LOSSES, at_first, attention_scores, by_examples, first_tokens, in_chunks
 from nlp_distill.signals import Request, Signal, TopLogits, check_request
 from nlp_distill.task import Batch, Task
 from nlp_distill.terms import AnyTerm, AttentionTerm, HiddenTerm, LabelsTerm, LayerTerm, LogitsTerm, RelationTerm
@@ -130,24 +131,39 @@ class Objective(nn.Module):
             return torch.stack([loss(self._project(name, s, ours), theirs, mask) for s, ours, theirs in read]).mean()
         pairs = _pairs(mask, bound, batch)
         if isinstance(term, RelationTerm):
-            loss = LOSSES["relation"]["kl"]
+            relation, numbers = LOSSES["relation"]["kl"], term.heads * pairs[0].numel()
+            distance = partial(relation, heads=term.heads)
             sums = [
-                loss(getattr(student, kind)[s], getattr(teacher, kind)[t], pairs, heads=term.heads)
+                by_examples(distance, [getattr(student, kind)[s]], [getattr(teacher, kind)[t], pairs], numbers)
                 for s, t in places
                 for kind in term.of
             ]
             return torch.stack(sums).mean()
-        assert isinstance(term, AttentionTerm) and self.teacher_config is not None
-        loss = LOSSES["attention"][term.distance]
-        sums = [
-            loss(
-                _scores(term, bound.ours, self.student_config, student, s),
-                _scores(term, bound.theirs, self.teacher_config, teacher, t),
-                pairs,
-            )
-            for s, t in places
-        ]
-        return torch.stack(sums).mean()
+        assert isinstance(term, AttentionTerm)
+        return torch.stack([self._attention(term, bound, student, teacher, s, t, pairs) for s, t in places]).mean()
+
+    def _attention(
+        self, term: AttentionTerm, bound: Bound, student: Signal, teacher: Signal, s: Place, t: Place, pairs: Tensor
+    ) -> Tensor:
+        assert bound.theirs is not None and self.teacher_config is not None
+        heads, distance = bound.ours.head_count(self.student_config), LOSSES["attention"][term.distance]
+        scaled = [stack.scores == "scaled" for stack in (bound.ours, bound.theirs)]
+        cross = term.of == "cross"
+        ours, theirs = (
+            (signal.cross_query[place], signal.cross_key[place]) if cross else (signal.query[place], signal.key[place])
+            for signal, place in ((student, s), (teacher, t))
+        )
+        sides = ((student, bound.ours), (teacher, bound.theirs))
+        bias = [None if cross else signal.bias.get(stack.name) for signal, stack in sides]
+
+        def loss(q: Tensor, k: Tensor, their_q: Tensor, their_k: Tensor, counted: Tensor) -> Tensor:
+            scores = attention_scores(q, k, heads, scaled[0], bias[0])
+            return distance(scores, attention_scores(their_q, their_k, heads, scaled[1], bias[1]), counted)
+
+        if bias[0] is not None:
+            # It learns, too, from all examples at once.
+            return loss(*ours, *theirs, pairs)
+        return by_examples(loss, ours, [*theirs, pairs], heads * pairs[0].numel())
 
     def _project(self, name: str, place: Place, hidden: Tensor) -> Tensor:
         key = _key(name, place[1])
@@ -259,13 +275,6 @@ def _wide(
 
 def _key(name: str, layer: int) -> str:
     return f"{name.replace('.', '_')}_{layer}"
-
-
-def _scores(term: AttentionTerm, stack: Stack, config: PretrainedConfig, signal: Signal, place: Place) -> Tensor:
-    heads, scaled = stack.head_count(config), stack.scores == "scaled"
-    if term.of == "cross":
-        return attention_scores(signal.cross_query[place], signal.cross_key[place], heads, scaled)
-    return attention_scores(signal.query[place], signal.key[place], heads, scaled, signal.bias.get(stack.name))
 
 
 def _pairs(mask: Tensor, bound: Bound, batch: Batch) -> Tensor:

@@ -33,7 +33,7 @@ def objective(student: Any, teacher: Any, mask: Tensor, wide: bool) -> Tensor:
     for s, t in LAYERS.items():
         hidden = student.hidden_states[s + 1].float(), teacher.hidden_states[t + 1].float()
         if not wide:
-            loss = loss + F.mse_loss(hidden[0][:, 0], hidden[1][:, 0]) / len(LAYERS)
+            loss = loss + (hidden[0][:, 0] - hidden[1][:, 0]).square().mean() / len(LAYERS)
             continue
         loss = loss + ((hidden[0] - hidden[1]).square().mean(-1) * mask).sum() / mask.sum() / len(LAYERS)
         maps = (student.attentions[s].float() - teacher.attentions[t].float()).square().mean(1)

@@ -13,7 +13,7 @@ CORE = ROOT / "nlp_distill"
 
 TIERS = [
     {"errors"},
-    {"allocator", "layers", "presets", "settings", "strict_yaml", "outcome"},
+    {"allocator", "noise", "layers", "presets", "settings", "strict_yaml", "outcome"},
     {"terms", "trouble"},
     {"recipe"},
     {"task", "rundir", "families", "vetting", "hub_trouble"},

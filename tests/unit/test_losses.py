@@ -194,3 +194,36 @@ def test_chunks_keep_no_copies_of_the_logits():
             lambda s, t, m: losses.logits_kl(s, t, m, temperature=2.0, softmax=True), student, teacher, mask
         )
     assert made == ["aten.empty_like.default"]
+
+
+def test_attention_by_examples_gives_the_same_loss_and_gradients(g, monkeypatch):
+    query, key, their_query, their_key = (rand(g, B, S, H) for _ in range(4))
+
+    def attention(q, k, their_q, their_k, pairs):
+        scores = losses.attention_scores(q, k, A), losses.attention_scores(their_q, their_k, A)
+        return losses.attention_mse(*scores, pairs) + losses.attention_kl(*scores, pairs)
+
+    found = []
+    for scores in (1 << 18, A * S * S, 2 * A * S * S, 1):
+        monkeypatch.setattr(losses, "SCORES", scores)
+        leaves = [query.clone().requires_grad_(), key.clone().requires_grad_()]
+        value = losses.by_examples(attention, leaves, [their_query, their_key, PAIRS], A * S * S)
+        (value * 0.7).backward()
+        found.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    for cut in found[1:]:
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(cut, found[0], strict=True))
+    assert all(part.abs().sum() > 0 for part in found[0])
+
+
+def test_by_examples_never_holds_the_scores_of_all(g):
+    """Of 16 examples' scores, 64 MB with a copy or two, at most a few examples' are there at a time."""
+    seen = []
+
+    def loss(q, k, pairs):
+        scores = losses.attention_scores(q, k, 4)
+        seen.append(scores.numel())
+        return scores.masked_fill(~pairs[:, None], 0.0).square().sum()
+
+    leaves = [rand(g, 16, 256, H).requires_grad_() for _ in range(2)]
+    losses.by_examples(loss, leaves, [torch.ones(16, 256, 256, dtype=torch.bool)], 4 * 256 * 256).backward()
+    assert max(seen) <= losses.SCORES and sum(seen) == 16 * 4 * 256 * 256

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from nlp_distill import losses
 from nlp_distill.errors import SignalMissing
 from nlp_distill.objective import Objective
 from nlp_distill.signals import LiveTeacher, Request, capture, model_inputs
@@ -133,3 +134,19 @@ def test_terms_that_a_pair_cannot_give_are_refused(task, term, student, words):
 def test_terms_need_a_teacher(task):
     with pytest.raises(SignalMissing, match="no teacher"):
         Objective([LogitsTerm()], task, tiny_config("bert"))
+
+
+def test_terms_of_attention_by_examples_change_nothing(task, monkeypatch):
+    student, teacher = tiny_model(layers=2).eval(), tiny_model(layers=4)
+    terms = [AttentionTerm(), AttentionTerm(distance="kl"), RelationTerm(heads=4, of=("query", "value"))]
+    objective = Objective(terms, task, student.config, teacher.config, {"encoder": [1, 3]})
+    live = LiveTeacher(teacher, task, objective.teacher_request, None)
+    found = []
+    for scores in (losses.SCORES, 1):
+        monkeypatch.setattr(losses, "SCORES", scores)
+        student.zero_grad()
+        said = sums(objective, student, live, batch())
+        sum(said.values()).backward()
+        found.append([*said.values(), *(p.grad.clone() for p in student.parameters() if p.grad is not None)])
+    for whole, cut in zip(*found, strict=True):
+        assert torch.allclose(whole, cut, rtol=1e-4, atol=1e-6)
