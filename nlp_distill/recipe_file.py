@@ -122,7 +122,7 @@ def parse_recipe(text: bytes, source: str, overrides: Sequence[str] = ()) -> Rec
     try:
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
-        overridden = {_canonical(o.split("=", 1)[0]) for o in overrides if "=" in o}
+        overridden = {canonical(o.split("=", 1)[0]) for o in overrides if "=" in o}
         entries = error.errors()
         problems += [_problem(entry, root, overridden) for entry in entries if not _other_member(entry, entries)]
     if problems or recipe is None:
@@ -145,7 +145,7 @@ def _read_yaml(text: bytes, source: str) -> tuple[dict[str, Any], yaml.Node | No
     return raw, root
 
 
-def _canonical(dotted: str) -> Path_:
+def canonical(dotted: str) -> Path_:
     """Where a key of the short form stands in the long form: `distill.epochs` → distill.phases.0.epochs."""
     parts: list[str | int] = [int(part) if part.isdecimal() else part for part in dotted.strip().split(".")]
     if parts[0] in ("task", "teacher"):
@@ -160,12 +160,8 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
     if "=" not in override:
         return f"-o {override}: write it as key=value, for example -o distill.epochs=3"
     dotted, text = override.split("=", 1)
-    try:
-        value, _ = strict_yaml.read(text)
-    except ValueError:
-        value = text
-    value = _number(value)
-    *parents, last = _canonical(dotted)
+    value = read_value(text)
+    *parents, last = canonical(dotted)
     here: Any = raw
     for part in parents:
         if isinstance(here, list) and isinstance(part, int) and part < len(here):
@@ -181,6 +177,15 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
     else:
         return f"-o {override}: there is nothing at '{last}'"
     return None
+
+
+def read_value(text: str) -> Any:
+    """One setting as a person writes it, outside a file; what is no YAML stays text."""
+    try:
+        value, _ = strict_yaml.read(text)
+    except ValueError:
+        value = text
+    return _number(value)
 
 
 def _number(value: Any) -> Any:

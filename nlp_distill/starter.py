@@ -58,14 +58,8 @@ def copy_recipe(name: str, target: Path, data: str | None, teacher: str | None) 
         columns = load_task(name).columns(rows, {})
     except (ColumnMissing, ColumnsUnclear) as error:
         raise type(error)(**{**error.fields, "source": spec.dataset}) from error
-    text = TEMPLATE.format(
-        title=f"Distil a model for {shown(data)}" if data else f"A first {name} recipe",
-        file=shown(target),
-        task=name,
-        data=_quoted(spec.dataset or ""),
-        columns=_inline(columns),
-        teacher=_quoted(teacher or OFFLINE_TEACHER),
-    )
+    title = f"Distil a model for {shown(data)}" if data else f"A first {name} recipe"
+    text = starter(title, shown(target), name, spec.dataset or "", columns, teacher or OFFLINE_TEACHER)
     parse_recipe(text.encode(), str(target))
     write_text(target, text)
     guessed = ", ".join(f"{role}: {value}" for role, value in columns.items())
@@ -73,6 +67,13 @@ def copy_recipe(name: str, target: Path, data: str | None, teacher: str | None) 
         f"{target}: {len(rows):,} rows, columns guessed ({guessed}); edit them if they are wrong",
         f"Next: nlp-distill run {target}",
     ]
+
+
+def starter(title: str, file: str, task: str, data: str, columns: dict[str, Any], teacher: str) -> str:
+    """A recipe to begin with, as YAML."""
+    return TEMPLATE.format(
+        title=title, file=file, task=task, data=_quoted(data), columns=_inline(columns), teacher=_quoted(teacher)
+    )
 
 
 def _quoted(text: str) -> str:

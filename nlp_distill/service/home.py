@@ -1,6 +1,6 @@
 """The folder of a service: its database, its uploads, its jobs; and names that nobody can guess a path from.
 
-jobs.db · token · files/FILE_ID.ENDING · jobs/JOB_ID/{recipe.yaml, run/, work/, attempts/ATTEMPT_ID.log}
+jobs.db · token · session.key · files/FILE_ID.ENDING · jobs/JOB_ID/{recipe.yaml, run/, work/, attempts/ATTEMPT_ID.log}
 · ray/ATTEMPT_ID/ (while a Ray cluster runs it)
 """
 
@@ -67,10 +67,17 @@ class Home:
 
     def admin_token(self) -> str:
         """The token of whoever owns this folder: made once, readable by its owner alone."""
+        return self._secret(self.token)
+
+    def session_key(self) -> bytes:
+        """What sessions of browsers are signed with; without the file they all end."""
+        return self._secret(self.path / "session.key").encode()
+
+    def _secret(self, file: Path) -> str:
         try:
-            handle = os.open(self.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
-            return self.token.read_text(encoding="ascii").strip()
+            return file.read_text(encoding="ascii").strip()
         token = secrets.token_urlsafe(32)
         with open(handle, "w", encoding="ascii") as stream:
             stream.write(token + "\n")

@@ -10,24 +10,35 @@ from typing import Any
 
 from nlp_distill.errors import DataError, NlpDistillError
 
-ROWS, LONGEST = 5, 300
+ROWS, LONGEST, MOST_LABELS = 5, 300, 1000
 
 
 def look(path: Path) -> dict[str, Any]:
     """Raises `DataError` for what cannot be read."""
     from nlp_distill.data import read_table
+    from nlp_distill.recipe import Data
     from nlp_distill.task import load_task, task_names
 
     table = read_table(path)
-    guessed = {}
+    guessed: dict[str, dict[str, Any]] = {}
+    roles, labels, trouble = {}, {}, {}
     for name in task_names():
+        task = load_task(name)
+        roles[name] = list(task.roles)
         try:
-            guessed[name] = dict(load_task(name).columns(table, {}))
+            guessed[name] = dict(task.columns(table, {}))
         except DataError:
             continue
+        if "label" in task.roles:
+            try:
+                task.load_data(Data(dataset=str(path)))
+                labels[name] = task.label_names[:MOST_LABELS]
+            except DataError as error:
+                trouble[name] = str(error).replace(str(path), "the file")
     first = table.select(range(min(ROWS, len(table))))
     rows = [{column: _short(value) for column, value in row.items()} for row in first]
-    return {"columns": list(table.column_names), "rows": rows, "count": len(table), "guessed": guessed}
+    seen = {"columns": list(table.column_names), "rows": rows, "count": len(table), "guessed": guessed}
+    return {**seen, "roles": roles, "labels": labels, "trouble": trouble}
 
 
 def _short(value: Any) -> Any:

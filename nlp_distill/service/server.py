@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import uvicorn
@@ -18,6 +19,7 @@ from nlp_distill.service.executors.contract import Executor, Unavailable
 from nlp_distill.service.executors.local import LocalExecutor
 from nlp_distill.service.executors.ray import RayExecutor
 from nlp_distill.service.home import Home
+from nlp_distill.service.page.app import SIGN_IN
 from nlp_distill.service.processes import alive, signature
 from nlp_distill.service.store.database import Database
 from nlp_distill.service.store.queue import Queue
@@ -99,10 +101,21 @@ def run_worker(home: Home, settings: WorkerSettings, ray: str | None = None) -> 
     database.close()
 
 
-def run_server(home: Home, host: str, port: int, hosts: tuple[str, ...], worker: list[str] | None) -> None:
-    """Listen until SIGTERM or SIGINT. `worker`: arguments of the worker beside; None: there is none."""
+def run_server(
+    home: Home,
+    host: str,
+    port: int,
+    hosts: tuple[str, ...],
+    worker: list[str] | None,
+    announce: Callable[[str], None] = lambda link: None,
+) -> None:
+    """Listen until SIGTERM or SIGINT. `worker`: arguments of the worker beside; None: there is none.
+
+    `announce` gets the page's address, with a code that signs in once.
+    """
     home.make().hold()
     app = service_app(home, hosts=hosts)
+    announce(f"{_address(host, port)}{SIGN_IN}#{app.state.sessions.new_code()}")
     feed = app.state.service.feed
     beside = WorkerBeside(home, worker) if worker is not None else None
     if beside is not None:
@@ -136,7 +149,10 @@ def run_server(home: Home, host: str, port: int, hosts: tuple[str, ...], worker:
         home.release()
 
 
+def _address(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def listening_line(home: Home, host: str, port: int) -> list[str]:
     """What to tell whoever started it."""
-    shown = f"[{host}]" if ":" in host else host
-    return [f"Listening on http://{shown}:{port}", f"Token: in {Path(home.token)} (readable by you alone)"]
+    return [f"Listening on {_address(host, port)}", f"Token: in {Path(home.token)} (readable by you alone)"]

@@ -68,7 +68,7 @@ def serve_jobs(
     place.admin_token()
     say(*listening_line(place, host, port))
     worker = ["--slots", str(slots), *(["--online"] if online else []), *(["--ray", ray] if ray else [])]
-    run_server(place, host, port, hosts, worker)
+    run_server(place, host, port, hosts, worker, lambda link: say(f"Page:  {link}", "       (signs in once)"))
 
 
 def worker(

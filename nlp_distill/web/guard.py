@@ -16,9 +16,10 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nlp_distill.web.problems import Problem
@@ -55,13 +56,15 @@ class Access:
     `known`: token → who it belongs to, or None; no function: nobody needs a token. `hosts`: names besides `localhost`
     that `Host` may say (addresses may always: nobody can point an address elsewhere). `open_paths`: what may be read
     without token: health, and pages that hold nothing secret; `/page/*` stands for all below `/page/`. `open_posts`:
-    the same for POST: where a token is exchanged for a session.
+    the same for POST: where a token is exchanged for a session. `sign_in`: the page that browsers are sent to where a
+    token is needed.
     """
 
     known: Callable[[str], object | None] | None = None
     hosts: tuple[str, ...] = ()
     open_paths: tuple[str, ...] = ("/health/live", "/health/ready")
     open_posts: tuple[str, ...] = ()
+    sign_in: str = ""
 
     def is_open(self, method: str, path: str) -> bool:
         """Whether a request needs no token."""
@@ -121,9 +124,19 @@ class Guard:
                 self.admit(scope)
             within_caps = self._within_caps(scope, headers, receive)
         except Problem as problem:
-            await problem.response(name)(scope, receive, send_with_headers)
+            answer = self._to_sign_in(scope, Headers(scope=scope), problem) or problem.response(name)
+            await answer(scope, receive, send_with_headers)
             return
         await self.app(scope, within_caps, send_with_headers)
+
+    def _to_sign_in(self, scope: Scope, headers: Headers, problem: Problem) -> Response | None:
+        """Where a person is sent instead of being told of tokens; they come back to what they read."""
+        person = "text/html" in headers.get("accept", "") and "authorization" not in headers
+        if problem.status_code != 401 or not self.access.sign_in or not person:
+            return None
+        query = scope["query_string"].decode("ascii", "replace")
+        place = scope["path"] + (f"?{query}" if query else "") if scope["method"] == "GET" else "/"
+        return RedirectResponse(f"{self.access.sign_in}?next={quote(place)}", 303)
 
     def _check_host(self, headers: Headers) -> None:
         given = headers.getlist("host")

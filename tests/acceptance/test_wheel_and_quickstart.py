@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,14 @@ def test_the_quickstart_in_short(installed):
     )
     labels = [json.loads(line)["outputs"][0]["label"] for line in answers.strip().split("\n")]
     assert labels == ["positive", "negative"]
+
+
+def test_the_wheel_has_all_that_pages_are_made_of(installed):
+    (wheel,) = (installed / "dist").glob("*.whl")
+    room = ROOT / "nlp_distill" / "service" / "page"
+    files = [file for part in ("templates", "static") for file in (room / part).iterdir()]
+    with zipfile.ZipFile(wheel) as packed:
+        assert {str(file.relative_to(ROOT)) for file in files} <= set(packed.namelist())
 
 
 @pytest.fixture(scope="module")

@@ -232,12 +232,14 @@ def test_every_route_says_which_scope_it_needs(api):
     """A token without scopes gets nothing at all."""
     paths = api.get("/openapi.json").json()["paths"]
     weak = api.post("/v1/tokens", json={"scopes": ["predict"]}).json()["token"]
+    reader = api.post("/v1/tokens", json={"scopes": ["read"]}).json()["token"]
     bodies = {
         "/v1/jobs": {"recipe": RECIPE},
         "/v1/compare": {"jobs": ["job_" + "0" * 32]},
         "/v1/tokens": {"scopes": ["read"]},
         "/v1/recipes:validate": {"recipe": RECIPE},
         "/v1/recipes:estimate": {"recipe": RECIPE},
+        "/v1/jobs/{job_id}/predictions": {"inputs": "x"},
     }
     for path, operations in paths.items():
         for method in operations:
@@ -246,7 +248,8 @@ def test_every_route_says_which_scope_it_needs(api):
             url = path
             for kind in ("job", "file", "artifact", "token"):
                 url = url.replace(f"{{{kind}_id}}", f"{kind}_" + "0" * 32)
-            answer = api.request(method, url, json=bodies.get(path, {}), headers={"Authorization": f"Bearer {weak}"})
+            other = reader if path.endswith("/predictions") else weak
+            answer = api.request(method, url, json=bodies.get(path, {}), headers={"Authorization": f"Bearer {other}"})
             assert answer.status_code == 403, (method, path, answer.text)
 
 

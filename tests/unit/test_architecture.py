@@ -30,7 +30,8 @@ TIERS = [
     {"retraining"},
     {"variants"},
     {"stages"},
-    {"display", "reference", "serving", "service"},
+    {"display", "reference", "serving"},
+    {"service"},
     {"verbs"},
     {"cli"},
 ]

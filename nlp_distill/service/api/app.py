@@ -11,14 +11,16 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import OperationalError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nlp_distill.service.api import artifacts, events, files, jobs, recipes, system, tokens
+from nlp_distill.service.api import artifacts, events, files, jobs, predictions, recipes, system, tokens
 from nlp_distill.service.api.feed import Feed
 from nlp_distill.service.api.service import Limits, Service
+from nlp_distill.service.engines import Engines
 from nlp_distill.service.home import Home
+from nlp_distill.service.page.app import LARGER, OPEN, OPEN_POSTS, SIGN_IN, add_pages
+from nlp_distill.service.page.sessions import Sessions
 from nlp_distill.service.store import tokens as token_store
 from nlp_distill.service.store.database import Database
 from nlp_distill.service.store.queue import Queue
-from nlp_distill.service.store.tokens import Who
 from nlp_distill.web.app import new_app
 from nlp_distill.web.guard import Access
 from nlp_distill.web.problems import Problem, problems, request_id
@@ -53,30 +55,31 @@ def service_app(home: Home, limits: Limits = LIMITS, hosts: tuple[str, ...] = ()
     database = Database(home.database).migrate()
     with database.writing() as connection:
         token_store.keep_admin(connection, home.admin_token())
-    service = Service(home, database, Queue(database), Feed(database), limits)
-
-    def known(token: str) -> Who | None:
-        with database.reading() as connection:
-            return token_store.whose(connection, token)
+    service = Service(home, database, Queue(database), Feed(database), Engines(home), limits)
+    sessions = Sessions(home, database)
+    access = Access(sessions.known, hosts, (*Access.open_paths, *OPEN), OPEN_POSTS, SIGN_IN)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.draining = False
-        looking = asyncio.create_task(service.feed.run())
+        looking = [asyncio.create_task(service.feed.run()), asyncio.create_task(service.engines.run())]
         yield
         service.draining = True
-        looking.cancel()
+        for task in looking:
+            task.cancel()
+        await service.engines.close()
         database.close()
 
-    app = new_app(
-        "nlp-distill jobs", Access(known, hosts), limits.body, {"/v1/files": limits.file}, BODY_SECONDS, lifespan
-    )
+    larger = {"/v1/files": limits.file, LARGER: limits.file}
+    app = new_app("nlp-distill jobs", access, limits.body, larger, BODY_SECONDS, lifespan)
     app.add_middleware(Counting, service=service)
     app.state.service = service
     shared = problems(400, 401, 403, 408, 413, 421, 500, 503)
     for router in (jobs.router, events.router, artifacts.router, files.router, recipes.router, tokens.router):
         app.include_router(router, responses=shared)
+    app.include_router(predictions.router, responses=shared)
     app.include_router(system.router, responses=shared)
+    add_pages(app, sessions)
     _describe_tokens(app)
 
     @app.exception_handler(OperationalError)

@@ -199,6 +199,9 @@ class Preview(BaseModel):
     rows: list[dict[str, Any]]
     count: int
     guessed: dict[str, dict[str, Any]] = Field(description="Task → role → column, where they are clear.")
+    roles: dict[str, list[str]] = Field(description="Task → what its columns are for.")
+    labels: dict[str, list[str]] = Field(description="Task → names of the labels, in the order of their ids.")
+    trouble: dict[str, str] = Field(description="Task → why its rows cannot be used as they are.")
 
 
 class Artifact(BaseModel):
@@ -269,6 +272,23 @@ class Comparison(BaseModel):
 
     variants: list[Compared]
     differences: dict[str, dict[str, Any]] = Field(description="Setting → job → value.")
+
+
+class PredictionRequest(Given):
+    """A question to a job's models."""
+
+    inputs: Any = Field(description="What the task's pipeline takes: a text, a pair, a question and its context.")
+    parameters: dict[str, Any] = Field({}, description="The pipeline's, `top_k` for example.")
+
+
+class Prediction(BaseModel):
+    """What one of a job's models answers."""
+
+    model: Literal["teacher", "student"]
+    variant: str
+    runtime: str
+    milliseconds: float = Field(description="Time inside the model's process.")
+    outputs: Any = Field(description="What the pipeline returns.")
 
 
 class TokenRequest(Given):

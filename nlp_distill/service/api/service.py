@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Path, Request
 
 from nlp_distill.service.api.feed import Feed
+from nlp_distill.service.engines import Engines
 from nlp_distill.service.home import Home
 from nlp_distill.service.store.database import Database
 from nlp_distill.service.store.queue import Queue
@@ -40,6 +41,7 @@ class Service:
     database: Database
     queue: Queue
     feed: Feed
+    engines: Engines
     limits: Limits = Limits()
     draining: bool = False
     side: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(2))
@@ -78,6 +80,7 @@ def needs(scope: Scope) -> Callable[[Request], Who]:
 
 Reader = Annotated[Who, Depends(needs("read"))]
 Submitter = Annotated[Who, Depends(needs("submit"))]
+Predictor = Annotated[Who, Depends(needs("predict"))]
 Admin = Annotated[Who, Depends(needs("admin"))]
 
 

@@ -50,7 +50,15 @@ def keep_admin(connection: Connection, token: str) -> None:
 
 def whose(connection: Connection, token: str) -> Who | None:
     """Whoever has this token; None for nobody, and for one that was revoked or has expired."""
-    row = connection.execute(select(tokens).where(tokens.c.digest == digest(token))).first()
+    return _valid(connection.execute(select(tokens).where(tokens.c.digest == digest(token))).first())
+
+
+def by_id(connection: Connection, token_id: str) -> Who | None:
+    """The same of a token that is known by its id, as in a session."""
+    return _valid(connection.execute(select(tokens).where(tokens.c.id == token_id)).first())
+
+
+def _valid(row: Any) -> Who | None:
     if row is None or row.revoked or (row.expires_at is not None and row.expires_at <= now_ms()):
         return None
     return Who(row.id, frozenset(row.scopes))

@@ -1,0 +1,86 @@
+"""Try it: the teacher and the student of a job answer the same question."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Response
+
+from nlp_distill.service.api import jobs, predictions
+from nlp_distill.service.api.models import Job, Prediction, PredictionRequest
+from nlp_distill.service.api.service import JobId, Predictor, Reader, Served
+from nlp_distill.service.page.rendering import form_of, go, one, page_router, render
+from nlp_distill.serving.bodies import kind_of
+from nlp_distill.web.problems import Problem
+
+router = page_router()
+Sent = Annotated[dict[str, list[str]], Depends(form_of)]
+MOST_LABELS = 6
+
+
+@router.get("/try")
+def pick(request: Request, service: Served, who: Reader) -> Response:
+    """The last job that succeeded, or a word that there is none."""
+    there = jobs.listed(service, who, ["succeeded"], None, None, 1).data
+    return go(f"/jobs/{there[0].id}/try") if there else render(request, "try_none.html")
+
+
+@router.get("/jobs/{job_id}/try")
+def asked(request: Request, job_id: JobId, service: Served, who: Reader) -> Response:
+    """The form, with an example of the task's."""
+    job = jobs.show(job_id, Response(), service, who)
+    others = jobs.listed(service, who, ["succeeded"], None, None, 25).data
+    return _page(request, job, others, *_example(job.recipe["tasks"][0]))
+
+
+def _example(task: str) -> tuple[str, str]:
+    example = kind_of(task).example
+    return (example["context"], example["question"]) if isinstance(example, dict) else (example, "")
+
+
+def _page(request: Request, job: Job, others: list[Job], text: str, beside: str, **said: Any) -> Response:
+    told = {"answers": [], "wrong": "", **said}
+    return render(
+        request, "try.html", job=job, others=others, task=job.recipe["tasks"][0], text=text, beside=beside, **told
+    )
+
+
+@router.post("/jobs/{job_id}/try")
+async def answered(request: Request, job_id: JobId, service: Served, who: Predictor, sent: Sent) -> Response:
+    """The answers; for htmx they alone."""
+    text, beside = one(sent, "text"), one(sent, "beside")
+    job = jobs.show(job_id, Response(), service, who)
+    answers: list[Prediction] = []
+    wrong = ""
+    try:
+        task = job.recipe["tasks"][0]
+        question = PredictionRequest(inputs=_inputs(task, text, beside), parameters=_parameters(task))
+        answers = (await predictions.predict(job_id, question, service, who)).data
+    except Problem as problem:
+        wrong = str(problem.detail)
+    shown = [(answer, *_told(answer.outputs)) for answer in answers]
+    if request.headers.get("hx-request"):
+        return render(request, "answers.html", answers=shown, wrong=wrong)
+    others = jobs.listed(service, who, ["succeeded"], None, None, 25).data
+    return _page(request, job, others, text, beside, answers=shown, wrong=wrong)
+
+
+def _inputs(task: str, text: str, beside: str) -> Any:
+    if task == "question_answering":
+        return {"question": beside, "context": text}
+    return {"text": text, "text_pair": beside} if beside and task == "classification" else text
+
+
+def _parameters(task: str) -> dict[str, Any]:
+    return {"top_k": MOST_LABELS} if task == "classification" else {}
+
+
+def _told(outputs: Any) -> tuple[list[dict[str, Any]], str]:
+    """Labels with scores, or words."""
+    rows = outputs if isinstance(outputs, list) else [outputs]
+    rows = rows[0] if rows and isinstance(rows[0], list) else rows
+    if rows and "label" in rows[0]:
+        return rows[:MOST_LABELS], ""
+    first = rows[0] if rows else {}
+    words = first.get("answer", first.get("generated_text", first.get("sequence", "")))
+    return [], str(words)
