@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shlex
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -515,6 +516,16 @@ def test_rows_of_ones_own(page):
     assert recipe["data"]["dataset"] == place.partition("=")[2]
     changed = page.post("/new", data=sent | {"column.text": "<b>note</b>", "do": "shape"}).text
     assert fields_of(changed)["column.text"] == "&lt;b&gt;note&lt;/b&gt;" and "40 rows" in changed
+
+
+def test_a_file_that_takes_long_to_look_at_can_be_learnt_from(page):
+    place = page.post("/new/upload", files={"file": ("mine.csv", ROWS)}).headers["location"]
+    service = page.app.state.service
+    service.limits = replace(service.limits, side_process_s=0.01)
+    text = page.get(place).text
+    assert "was not looked at" in text
+    recipe = job_of(page, page.post("/new", data=fields_of(text)))["recipe"]
+    assert recipe["data"]["dataset"] == place.partition("=")[2] and recipe["data"]["columns"] == {}
 
 
 def test_an_upload_that_cannot_be_used(page):

@@ -172,13 +172,22 @@ def from_job(service: Service, job_id: str) -> Draft:
 
 async def from_file(service: Service, who: Who, file_id: str, task: str = "") -> Draft:
     """A starter for rows of a person's own. Raises `Problem`."""
-    preview = await _look(service, who, file_id)
     row = files.show(file_id, service, who)
-    known = [name for name in (*PREFERRED, *preview.guessed) if name in preview.guessed]
+    name = row.name.rpartition(".")[0]
+    try:
+        preview = await _look(service, who, file_id)
+    except Problem as problem:
+        if problem.status_code not in (429, 503):
+            raise
+        # A file that takes long to look at can be learnt from all the same.
+        draft = from_yaml(starter("", "", task or PREFERRED[1], file_id, {}, OFFLINE_TEACHER), {}, name)
+        draft.wrong.append(f"The file was not looked at: {problem.detail} Its columns are guessed when the job starts.")
+        return draft
+    known = [one for one in (*PREFERRED, *preview.guessed) if one in preview.guessed]
     task = task if task in preview.roles else next(iter(known), "classification")
     columns = preview.guessed.get(task, {})
     text = starter("", "", task, file_id, columns, OFFLINE_TEACHER)
-    draft = from_yaml(text, {"file": file_id, "task": task}, row.name.rpartition(".")[0])
+    draft = from_yaml(text, {"file": file_id, "task": task}, name)
     return _with_preview(draft, preview, task, {role: str(column) for role, column in columns.items()})
 
 
