@@ -9,6 +9,9 @@ const STATE_MS = 400;
 const AGAIN_MS = 5000;
 const LONGEST_LOG = 200000;
 
+// Where the line is broken there is no answer; whatever asks, asks again.
+const ask = (path, options) => fetch(path, options).catch(() => ({ ok: false, status: 0 }));
+
 // Curves: a canvas for each, in the place of the picture that the server drew
 
 const curves = new Map();
@@ -123,7 +126,7 @@ function plotEvent(kind, data) {
 }
 
 async function begin() {
-  const answer = await fetch(`/v1/jobs/${id}/metrics?max_points=500`);
+  const answer = await ask(`/v1/jobs/${id}/metrics?max_points=500`);
   if (!answer.ok) return;
   for (const curve of (await answer.json()).data) {
     if (!titled(curve.name)) continue;
@@ -196,7 +199,7 @@ async function followLog() {
   const from = Number(log.dataset.end);
   const attempt = log.dataset.attempt ? `?attempt=${log.dataset.attempt}` : "";
   // From the last byte that is known, so that there is always something to give.
-  const answer = await fetch(`/v1/jobs/${id}/logs${attempt}`, { headers: from ? { range: `bytes=${from - 1}-` } : {} });
+  const answer = await ask(`/v1/jobs/${id}/logs${attempt}`, { headers: from ? { range: `bytes=${from - 1}-` } : {} });
   if (answer.status !== (from ? 206 : 200)) return;
   const bytes = new Uint8Array(await answer.arrayBuffer()).subarray(from ? 1 : 0);
   if (!bytes.byteLength || Number(log.dataset.end) !== from) return;
@@ -208,7 +211,7 @@ async function followLog() {
 }
 
 async function newAttempt() {
-  const answer = await fetch(`/v1/jobs/${id}/attempts`);
+  const answer = await ask(`/v1/jobs/${id}/attempts`);
   if (!answer.ok) return;
   const last = (await answer.json()).data.at(-1);
   if (last && last.id !== log.dataset.attempt) {

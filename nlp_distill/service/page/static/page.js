@@ -65,7 +65,8 @@ function answerEarly() {
   let stale = true;
 
   const sent = () => new URLSearchParams(new FormData(form));
-  const ask = (path) => fetch(path, { method: "POST", body: sent() });
+  // Where the line is broken there is no answer; the next letter asks again.
+  const ask = (path) => fetch(path, { method: "POST", body: sent() }).catch(() => ({ ok: false }));
 
   function show(answer) {
     for (const place of form.querySelectorAll(".error[id]")) {
@@ -119,7 +120,7 @@ function answerEarly() {
     // Other choices have other fields: the server says which.
     const focus = event.target.id;
     const open = [...form.querySelectorAll("details[open]")].map((fold) => fold.querySelector("summary").textContent);
-    fetch("/new", { method: "POST", body: withWish("shape") }).then((answer) => answer.text()).then((text) => {
+    fetch("/new", { method: "POST", body: withWish("shape") }).then((answer) => answer.text(), () => "").then((text) => {
       const made = new DOMParser().parseFromString(text, "text/html").getElementById("settings");
       if (!made) return;
       document.getElementById("settings").replaceWith(document.adoptNode(made));
