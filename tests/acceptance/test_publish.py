@@ -98,4 +98,5 @@ env.cacheDir = {json.dumps(str(tmp_path))};
     file = next(v["path"] for v in variants if v["name"] == nlp_distill.Run(run).results["recommended"])
     assert file.removeprefix("model/") in asked
     mine = nlp_distill.load_pipeline(run)("A text of yours.")
-    assert said[0]["label"] == mine[0]["label"] and said[0]["score"] == pytest.approx(mine[0]["score"], abs=1e-4)
+    # Another build of ONNX Runtime: what rounds otherwise in its float operators may fall on the next of 256 levels.
+    assert said[0]["label"] == mine[0]["label"] and said[0]["score"] == pytest.approx(mine[0]["score"], abs=5e-3)

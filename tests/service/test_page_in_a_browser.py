@@ -15,10 +15,9 @@ from dataclasses import replace
 import httpx
 import pytest
 import uvicorn
-from conftest import RECIPE, until
+from conftest import RECIPE, free_ports, until
 from playwright.sync_api import expect, sync_playwright
 from test_api import finished
-from test_end_to_end import free_port
 from test_page import EVIL, REPORT, RESULTS, running
 
 from nlp_distill.service.api.app import service_app
@@ -103,7 +102,7 @@ class Site:
     def __init__(self, folder):
         self.home = Home(folder / "home").make()
         self.app = service_app(self.home)
-        self.port = free_port()
+        self.port = free_ports()[0]
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = uvicorn.Server(
             uvicorn.Config(self.app, port=self.port, log_level="error", timeout_graceful_shutdown=1)
@@ -332,7 +331,7 @@ class Service:
     """`nlp-distill serve --jobs` with a port of its own; it may be killed and started again."""
 
     def __init__(self, folder):
-        self.folder, self.home, self.port = folder, Home(folder / "home"), free_port()
+        self.folder, self.home, self.port = folder, Home(folder / "home"), free_ports()[0]
         self.url = f"http://127.0.0.1:{self.port}"
         self.environment = {**os.environ, "OMP_NUM_THREADS": "1", "NLP_DISTILL_SERVICE": str(self.home.path)}
         self.environment["PYTHONPATH"] = f"{folder}:{os.environ.get('PYTHONPATH', '')}"
