@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 LEVELS = 1 << 15
 ONE = 0x3F80
@@ -37,9 +37,9 @@ def bernoulli_(out: Tensor, p: float = 0.5, *, generator: torch.Generator | None
 @contextmanager
 def fast_dropout() -> Iterator[None]:
     """Inside, torch draws `bernoulli_` on the CPU as above, in this whole process."""
-    with torch.library._scoped_library("aten", "IMPL") as library:
+    with library._scoped_library("aten", "IMPL") as kernels:
         with warnings.catch_warnings():
             # That there was a kernel is why we are here.
             warnings.simplefilter("ignore")
-            library.impl("bernoulli_.float", bernoulli_, "CPU")
+            kernels.impl("bernoulli_.float", bernoulli_, "CPU")
         yield

@@ -37,7 +37,7 @@ def small_app(access: Access, **settings: float) -> FastAPI:
         if body.text == "wrong":
             raise VariantUnknown(folder="x", variant="y", known="z")
         if body.text == "bug":
-            raise RuntimeError("a secret: /root/token")
+            raise RuntimeError("a secret: /etc/token")
         return body
 
     return app
