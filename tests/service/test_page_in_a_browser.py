@@ -63,7 +63,8 @@ class Visitor:
 
     def _said(self, text):
         # That the server is away, or that a form is not right yet, is no fault of the page.
-        if not any(word in text for word in ("ERR_CONNECTION", "ERR_INCOMPLETE", "ERR_EMPTY", "status of 422")):
+        away = ("ERR_CONNECTION", "ERR_INCOMPLETE", "ERR_EMPTY", "htmx:afterRequest", "htmx:sendError")
+        if not any(word in text for word in (*away, "status of 422")):
             self.trouble.append(text)
 
     def go(self, place):
