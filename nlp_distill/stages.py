@@ -132,6 +132,8 @@ def _walk(road: Road, keys: StageKeys, stages: tuple[str, ...]) -> None:
             keys.start(stage)
         with named(stage):
             files, facts = MAKERS[stage](road)
+        # What goes now, checkpoints and candidates, another process may still be reading.
+        road.accelerator.wait_for_everyone()
         if road.main:
             keys.record(stage, files, time.monotonic() - start, **facts)
             keys.drop_checkpoints(stage)

@@ -247,6 +247,25 @@ def test_a_typo_is_shown_at_its_field_while_it_is_typed(site, there, visit):
     assert visitor.trouble == []
 
 
+def test_an_answer_to_what_stood_before_does_not_silence_what_is_typed(site, there, visit):
+    """The first check is answered late, between a letter and the question that it will cause."""
+    visitor = visit(site.url)
+    visitor.sign_in(site.token)
+    held = []
+    visitor.page.route("**/new/check", lambda route: held.append(route), times=1)
+    visitor.go("/new?template=quickstart")
+    until(lambda: held or visitor.page.wait_for_timeout(50))
+    answer = held[0].fetch()
+    typed = """name => {
+      const input = document.getElementById(name);
+      input.value = "1o";
+      input.dispatchEvent(new Event("input", { bubbles: true }));
+    }"""
+    visitor.page.evaluate(typed, "f-distill-phases-0-epochs")
+    held[0].fulfill(response=answer)
+    expect(visitor.page.locator("#f-distill-phases-0-epochs-error")).to_contain_text("integer")
+
+
 def test_everything_is_read_and_asked_without_a_script(site, there, visit):
     visitor = visit(site.url, java_script_enabled=False)
     page = visitor.page

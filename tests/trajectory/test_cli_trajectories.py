@@ -269,6 +269,32 @@ def test_two_processes_agree_with_one(undisturbed, tmp_path):
     assert code == 2 and "processes: 2 → 1" in shown
 
 
+LATE = """
+import os
+
+if os.environ.get("RANK") == "1":
+    import time
+
+    from nlp_distill import teacher
+
+    load = teacher.load_model
+
+    def late(folder, *arguments, **settings):
+        if folder.name.startswith("candidate-"):
+            time.sleep(3)
+        return load(folder, *arguments, **settings)
+
+    teacher.load_model = late
+"""
+
+
+@ONE_TASK
+def test_a_stage_drops_nothing_that_a_slower_process_still_reads(undisturbed, tmp_path):
+    recipe, one = undisturbed
+    (tmp_path / "sitecustomize.py").write_text(LATE)
+    cli("distill", recipe, "--out", tmp_path / "two", command=TORCHRUN, ACCELERATE_USE_CPU="true", PYTHONPATH=tmp_path)
+    assert (tmp_path / "two" / "teacher" / "model.safetensors").is_file()
+
 @ONE_TASK
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_with_75_and_the_same_command_resumes(undisturbed, tmp_path, number):

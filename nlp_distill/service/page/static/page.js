@@ -60,7 +60,9 @@ function answerEarly() {
   const form = document.getElementById("draft");
   if (!form) return;
   let checking = 0;
-  let waiting;
+  // Two clocks: an answer to what stood before must not stop the question about what is being typed.
+  let toCheck;
+  let toEstimate;
   let estimating = false;
   let stale = true;
 
@@ -93,12 +95,12 @@ function answerEarly() {
     const said = await answer.json();
     show(said);
     stale = true;
-    clearTimeout(waiting);
-    if (said.well) waiting = setTimeout(estimate, ESTIMATE_MS);
+    clearTimeout(toEstimate);
+    if (said.well) toEstimate = setTimeout(estimate, ESTIMATE_MS);
   }
 
   async function estimate() {
-    if (estimating || document.hidden) { waiting = setTimeout(estimate, ESTIMATE_MS); return; }
+    if (estimating || document.hidden) { toEstimate = setTimeout(estimate, ESTIMATE_MS); return; }
     estimating = true;
     stale = false;
     const card = document.getElementById("estimate");
@@ -114,7 +116,11 @@ function answerEarly() {
     }
   }
 
-  form.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(check, QUIET_MS); });
+  form.addEventListener("input", () => {
+    clearTimeout(toEstimate);
+    clearTimeout(toCheck);
+    toCheck = setTimeout(check, QUIET_MS);
+  });
   form.addEventListener("change", (event) => {
     if (!event.target.matches("[data-shapes]")) return;
     // Other choices have other fields: the server says which.
