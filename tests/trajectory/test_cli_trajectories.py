@@ -295,6 +295,7 @@ def test_a_stage_drops_nothing_that_a_slower_process_still_reads(undisturbed, tm
     cli("distill", recipe, "--out", tmp_path / "two", command=TORCHRUN, ACCELERATE_USE_CPU="true", PYTHONPATH=tmp_path)
     assert (tmp_path / "two" / "teacher" / "model.safetensors").is_file()
 
+
 @ONE_TASK
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_with_75_and_the_same_command_resumes(undisturbed, tmp_path, number):
