@@ -290,7 +290,7 @@ if os.environ.get("RANK") == "1":
 
 @ONE_TASK
 def test_a_stage_drops_nothing_that_a_slower_process_still_reads(undisturbed, tmp_path):
-    recipe, one = undisturbed
+    recipe, _ = undisturbed
     (tmp_path / "sitecustomize.py").write_text(LATE)
     cli("distill", recipe, "--out", tmp_path / "two", command=TORCHRUN, ACCELERATE_USE_CPU="true", PYTHONPATH=tmp_path)
     assert (tmp_path / "two" / "teacher" / "model.safetensors").is_file()
