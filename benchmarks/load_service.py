@@ -2,7 +2,7 @@
 
     python benchmarks/load_service.py [--seconds 180] [--training] [--keep load_service.result.json]
 
-The requests come from wrk (Debian's package): 20 connections, each sends the next one 100 ms after an answer, so that a
+The requests come from wrk (Debian's package): 23 connections, each sends the next one 100 ms after an answer, so that a
 slow server is asked less often than 200 times a second; `requests_per_s` says how often it was. One request in 40
 submits a job, the others read. 10 jobs say something once a second, and each stream must get it all, once and in order.
 `--training`: a job trains meanwhile.
@@ -111,7 +111,7 @@ async def load(url: str, tokens: list[str], names: list[str], seconds: int) -> d
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write(script)
         file.flush()
-        line = ["wrk", "-t1", "-c20", f"-d{seconds}s", "--timeout", "30s", "-s", file.name, url]
+        line = ["wrk", "-t1", "-c23", f"-d{seconds}s", "--timeout", "30s", "-s", file.name, url]
         wrk = await asyncio.create_subprocess_exec(*line, stdout=subprocess.PIPE)
         told, _ = await wrk.communicate()
     heard = sorted(lags)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import FileResponse, Response, StreamingResponse
 from sqlalchemy import select
 
+from nlp_distill.service.api.feed import BATCH
 from nlp_distill.service.api.jobs import find, seconds
 from nlp_distill.service.api.models import Curve, Curves, Event, Events
 from nlp_distill.service.api.service import ATTEMPT_ID, JobId, Reader, Served, Service
@@ -22,7 +23,6 @@ from nlp_distill.web.problems import Problem, problems
 
 router = APIRouter(prefix="/v1/jobs", tags=["events"])
 HEARTBEAT_S = 15.0
-BATCH = 200
 STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
 TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
@@ -74,22 +74,17 @@ def _check_streams(service: Service, who: Who) -> None:
 
 
 async def _stream(service: Service, who: Who, job_id: str, seq: int) -> AsyncIterator[str]:
-    def look() -> tuple[list[dict[str, Any]], str]:
-        with service.database.reading() as connection:
-            rows = journal.read(connection, job_id, seq, BATCH)
-            return rows, journal.heads(connection, [job_id]).get(job_id, (0, "gone"))[1]
-
     with service.feed.counted(who.token_id):
         async with service.feed.listen(job_id) as bell:
             yield "retry: 2000\n\n"
             while not service.feed.closing:
                 bell.clear()
-                rows, status = await asyncio.to_thread(look)
+                rows, status = await service.feed.news(job_id, seq)
                 for row in rows:
                     seq = row["seq"]
                     text = shown_event(row).model_dump_json()
                     yield f"id: {seq}\nevent: {row['type']}\ndata: {text}\n\n"
-                if rows:
+                if len(rows) == BATCH:
                     continue
                 if status in (*TERMINAL, "gone"):
                     yield f"event: end\ndata: {json.dumps({'status': status})}\n\n"

@@ -1,4 +1,4 @@
-"""Streams of events: told when something was committed, they read it from the database, never from memory."""
+"""Streams of events: told when something was committed, they read it from the database, together where they can."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 from nlp_distill.service.store import journal
 from nlp_distill.service.store.database import Database
 
 POLL_S = 0.2
+BATCH = 200
+
+News = tuple[list[dict[str, Any]], str]
+"""Events, and the job's status when they were read; `gone` where there is no job any more."""
 
 
 class Feed:
@@ -21,6 +26,7 @@ class Feed:
         self.of_tokens: Counter[str] = Counter()
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._heads: dict[str, tuple[int, str]] = {}
+        self._asked: dict[str, dict[int, asyncio.Future[News]]] = {}
         self._closing = False
 
     async def run(self) -> None:
@@ -37,9 +43,33 @@ class Feed:
     def _wake(self, heads: dict[str, tuple[int, str]]) -> None:
         for job_id, bells in self._waiting.items():
             if heads.get(job_id) != self._heads.get(job_id):
+                self._asked.pop(job_id, None)
                 for bell in bells:
                     bell.set()
         self._heads = heads
+
+    async def news(self, job_id: str, after: int) -> News:
+        """Up to `BATCH` events behind a number. Between two rings of its bell all that ask the same share one look.
+
+        Whatever is committed after that look rings the bell.
+        """
+        asked = self._asked.setdefault(job_id, {})
+        if after not in asked:
+            asked[after] = asyncio.ensure_future(asyncio.to_thread(self._read, job_id, after))
+        try:
+            rows, status = await asyncio.shield(asked[after])
+        except Exception:
+            asked.pop(after, None)
+            raise
+        if len(rows) == BATCH:
+            # Of the past, which is read once and may be long.
+            asked.pop(after, None)
+        return rows, status
+
+    def _read(self, job_id: str, after: int) -> News:
+        with self.database.reading() as connection:
+            rows = journal.read(connection, job_id, after, BATCH)
+            return rows, journal.heads(connection, [job_id]).get(job_id, (0, "gone"))[1]
 
     @property
     def closing(self) -> bool:
@@ -66,6 +96,7 @@ class Feed:
             if not bells:
                 del self._waiting[job_id]
                 self._heads.pop(job_id, None)
+                self._asked.pop(job_id, None)
 
     @contextlib.contextmanager
     def counted(self, token_id: str) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -52,7 +52,8 @@ class Service:
         return shutil.disk_usage(self.home.path).free
 
 
-def _service(request: Request) -> Service:
+# Dependencies are coroutines: functions would each be sent to a thread.
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
@@ -66,10 +67,10 @@ TokenId = Annotated[str, Path(pattern=_IDS["token"], description="A token's id, 
 ATTEMPT_ID = _IDS["attempt"]
 
 
-def needs(scope: Scope) -> Callable[[Request], Who]:
+def needs(scope: Scope) -> Callable[[Request], Awaitable[Who]]:
     """A dependency: whoever asks, if the token has this scope."""
 
-    def who(request: Request) -> Who:
+    async def who(request: Request) -> Who:
         found: Who | None = request.scope["state"].get("who")
         if found is None or not found.may(scope):
             raise Problem(403, "scope_missing", f"This needs a token with the scope '{scope}'.")

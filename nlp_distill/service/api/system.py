@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -48,15 +50,18 @@ def system(service: Served, _: Reader) -> System:
         devices=_devices(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         disk_free_bytes=service.free_disk(),
-        versions={name: found for name in PACKAGES if (found := _version(name))},
+        versions=_versions(),
     )
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of the packages that are installed; what they were when this process began to answer."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _devices() -> list[str]:

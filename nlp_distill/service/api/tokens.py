@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from sqlalchemy import Row, select
 
 from nlp_distill.service.api.jobs import seconds
@@ -41,10 +41,11 @@ def listed(service: Served, _: Admin) -> Listed[Token]:
 
 
 @router.delete("/{token_id}", status_code=204, responses=problems(404, 409, 422))
-def revoke(token_id: TokenId, service: Served, who: Admin) -> None:
+def revoke(token_id: TokenId, request: Request, service: Served, who: Admin) -> None:
     """Let a token in no more."""
     if who.token_id == token_id:
         raise Problem(409, "own_token", "That is the token you ask with; revoke it with another.")
     with service.database.writing() as connection:
         if not store.revoke(connection, token_id):
             raise missing("token")
+    request.app.state.sessions.forget()

@@ -16,6 +16,9 @@ from nlp_distill.service.store.tokens import Who
 SESSION_S = 7 * 86_400
 """A training may take days, and who started it comes back to it."""
 CODE_S = 900.0
+LATELY_S = 1.0
+"""A token that was good is asked for again after so long; one that is revoked here is forgotten at once."""
+MOST_LATELY = 1000
 PREFIX = "session"
 
 
@@ -26,6 +29,7 @@ class Sessions:
     home: Home
     database: Database
     _codes: dict[bytes, float] = field(default_factory=dict)
+    _lately: dict[bytes, tuple[float, Who]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._key = self.home.session_key()
@@ -40,6 +44,21 @@ class Sessions:
 
     def known(self, given: str) -> Who | None:
         """Whoever a token or a session belongs to."""
+        name, now = tokens.digest(given), time.monotonic()
+        since, who = self._lately.get(name, (0.0, None))
+        if who is None or now - since > LATELY_S:
+            who = self._asked(given)
+            if len(self._lately) >= MOST_LATELY:
+                self.forget()
+            if who is not None:
+                self._lately[name] = now, who
+        return who
+
+    def forget(self) -> None:
+        """Look at every token anew."""
+        self._lately = {}
+
+    def _asked(self, given: str) -> Who | None:
         with self.database.reading() as connection:
             if not given.startswith(f"{PREFIX}."):
                 return tokens.whose(connection, given)

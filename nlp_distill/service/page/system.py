@@ -61,7 +61,7 @@ def made(request: Request, service: Served, who: Admin, sent: Sent) -> Response:
 
 
 @router.post("/system/tokens/{token_id}/revoke")
-def revoked(token_id: TokenId, service: Served, who: Admin) -> Response:
+def revoked(token_id: TokenId, request: Request, service: Served, who: Admin) -> Response:
     """Let a token in no more."""
-    tokens.revoke(token_id, service, who)
+    tokens.revoke(token_id, request, service, who)
     return go("/system")

@@ -16,6 +16,8 @@ from sqlalchemy import Connection, create_engine, event
 from nlp_distill.rundir import disk_errors
 
 BUSY_MS = 30_000
+CONNECTIONS = 64
+"""As many as threads may ask at once: one that is opened anew costs more than what it is asked."""
 
 
 class Database:
@@ -24,7 +26,9 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.engine = create_engine(
-            f"sqlite:///{path}", connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False}
+            f"sqlite:///{path}",
+            connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False},
+            pool_size=CONNECTIONS,
         )
         event.listen(self.engine, "connect", _configure)
         event.listen(self.engine, "begin", _begin)
