@@ -1,9 +1,11 @@
 """The HTTP API: what it takes, what it answers, what it refuses."""
 
+import asyncio
 import hashlib
 import io
 import json
 import threading
+import time
 import zipfile
 
 import pytest
@@ -13,9 +15,12 @@ from conftest import RECIPE, TestClient
 
 from nlp_distill.checkpoint import Checkpoint, CheckpointFolder
 from nlp_distill.service.api.app import service_app
+from nlp_distill.service.api.feed import Feed
 from nlp_distill.service.api.service import Limits
 from nlp_distill.service.attempt import artifacts
+from nlp_distill.service.page.sessions import LATELY_S
 from nlp_distill.service.reasons import Ending, Reason
+from nlp_distill.service.store import journal, tokens
 from nlp_distill.service.store.journal import Event, Point
 from nlp_distill.service.store.queue import Queue
 
@@ -243,6 +248,27 @@ def test_a_stream_goes_on_behind_the_last_event_and_ends_with_its_job(home, api,
     assert read_stream(api, path, **{"Last-Event-ID": "no number"})[0][0][0] == 1
 
 
+def test_streams_of_a_job_share_a_look_and_none_misses_what_came_after_it(queue, api, submitted, monkeypatch):
+    job, feed, looks = submitted()["id"], Feed(queue.database), []
+    monkeypatch.setattr(journal, "read", lambda *asked, read=journal.read: looks.append(asked) or read(*asked))
+
+    async def listeners():
+        looking = asyncio.create_task(feed.run())
+        async with feed.listen(job) as bell:
+            before = await asyncio.gather(*(feed.news(job, 0) for _ in range(20)))
+            bell.clear()
+            queue.finish(queue.claim("worker"), Ending("ok"))
+            await asyncio.wait_for(bell.wait(), 30)
+            after = await asyncio.gather(*(feed.news(job, 1) for _ in range(20)))
+        looking.cancel()
+        return before, after
+
+    before, after = asyncio.run(listeners())
+    assert [[row["seq"] for row in rows] for rows, _ in before] == [[1]] * 20
+    assert [([row["seq"] for row in rows], status) for rows, status in after] == [([2, 3], "succeeded")] * 20
+    assert len(looks) == 2
+
+
 def test_curves(api, submitted):
     job = submitted()
     queue = Queue(api.app.state.service.database)
@@ -381,4 +407,15 @@ def test_a_token_expires(api, monkeypatch):
     reader = {"Authorization": f"Bearer {made['token']}"}
     assert api.get("/v1/jobs", headers=reader).status_code == 200
     monkeypatch.setattr("nlp_distill.service.store.tokens.now_ms", lambda: int(made["expires_at"] * 1000))
+    time.sleep(LATELY_S)
+    is_problem(api.get("/v1/jobs", headers=reader), 401, "token_needed")
+
+
+def test_a_token_that_another_process_revokes_is_good_for_a_second_at_most(api, queue):
+    made = api.post("/v1/tokens", json={"scopes": ["read"]}).json()
+    reader = {"Authorization": f"Bearer {made['token']}"}
+    assert api.get("/v1/jobs", headers=reader).status_code == 200
+    with queue.database.writing() as connection:
+        assert tokens.revoke(connection, made["id"])
+    time.sleep(LATELY_S)
     is_problem(api.get("/v1/jobs", headers=reader), 401, "token_needed")
