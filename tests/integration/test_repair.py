@@ -17,7 +17,7 @@ def test_an_epoch_from_the_teacher_repairs(tiny_recipe, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Gate, "_loss", lossy)
     run = nlp_distill.run(recipe, out=tmp_path / "run")
-    assert calls == ["fast"] * 4 + ["small"] * 3
+    assert calls == ["fast"] * 5 + ["small"] * 3
     by_name = {variant["name"]: variant for variant in run.results["variants"]}
     for name in ("student-onnx-int8", "student-onnx-q4"):
         entry = by_name[name]
@@ -26,4 +26,4 @@ def test_an_epoch_from_the_teacher_repairs(tiny_recipe, tmp_path, monkeypatch):
         assert entry["score"]["accuracy"] >= 0 and entry["settings"]["file_name"].endswith(".onnx")
     assert run.results["recommended"] in by_name
     again = nlp_distill.run(tmp_path / "run")
-    assert again.results == run.results and len(calls) == 7
+    assert again.results == run.results and len(calls) == 8

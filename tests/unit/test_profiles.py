@@ -106,12 +106,17 @@ def test_only_static_scales_and_small_tables_are_in_fast(classified):
 def test_a_miss_climbs_the_ladder_and_every_attempt_is_told(tmp_path, tiny_data, monkeypatch):
     gate = workshop(tmp_path, "classification", tiny_data)
     make(gate, "onnx", ["exact"])
-    losses = iter([5.0, 3.0, 0.1])
+    losses = iter([5.0, 4.0, 3.0, 0.1])
     monkeypatch.setattr(Gate, "_loss", lambda *_: {"rows": 40, "flips": 1, "drop_on_selection": next(losses)})
     report = gate.prove(FORMATS["onnx"], FORMATS["onnx"].form("fast"), Export())
     assert report["status"] == "repaired" and report["gate"]["drop_on_selection"] == 0.1
-    assert [tried["gate"]["drop_on_selection"] for tried in report["attempts"]] == [5.0, 3.0, 0.1]
-    assert report["attempts"][1]["not_static"] and report["calibration"]["ranges"] == "99 % of the rows"
+    assert [tried["gate"]["drop_on_selection"] for tried in report["attempts"]] == [5.0, 4.0, 3.0, 0.1]
+    assert [tried["embedding_bits"] for tried in report["attempts"]] == [4, 8, 8, 8]
+    assert (
+        "not_static" not in report["attempts"][1]
+        and report["attempts"][2]["not_static"]
+        and report["calibration"]["ranges"] == "99 % of the rows"
+    )
     assert load_pipeline(gate.work.model, "student-onnx-int8")("good film")
 
 
