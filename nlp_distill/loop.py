@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -250,7 +250,9 @@ def train(
             entry = _over_ranks({name: value / per_epoch for name, value in epoch_sums.items()}, accelerator)
             epoch_sums = {}
             if selection is not None:
-                score, loss_value = selection_score(step_module.student, selection, setting, beat)
+                # All go by the first one's, so that all stop at once: devices may differ in the last bit.
+                scored = [*selection_score(step_module.student, selection, setting, beat)]
+                score, loss_value = broadcast_object_list(scored)
                 entry |= {"selection_score": score, "selection_loss": loss_value}
                 if (score, -loss_value) > best_rank:
                     best_rank, done.best_epoch, done.best_score = (score, -loss_value), epoch + 1, score

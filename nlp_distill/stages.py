@@ -37,7 +37,7 @@ from nlp_distill.student import Built, cut_student, frozen, shaped_student
 from nlp_distill.teacher import prepare
 from nlp_distill.teaching import teacher_source
 from nlp_distill.terms import LabelsTerm
-from nlp_distill.trouble import named
+from nlp_distill.trouble import named, together
 from nlp_distill.variants import evaluate_stage, export_stage, measure_stage, results_stage
 from nlp_distill.vocabulary import trim_model
 
@@ -98,7 +98,8 @@ def run(
     try:
         with deterministic(road.strict):
             asked = STAGES[: STAGES.index(until) + 1]
-            keys, proof = enter(road, redo), STAGES.index("publish")
+            with together("start"):
+                keys, proof = enter(road, redo), STAGES.index("publish")
             _walk(road, keys, asked[:proof])
             finished = Run(folder)
             missed = [name for name, limit in finished.results.get("budget", {}).items() if not limit["met"]]
@@ -132,8 +133,8 @@ def _walk(road: Road, keys: StageKeys, stages: tuple[str, ...]) -> None:
             keys.start(stage)
         with named(stage):
             files, facts = MAKERS[stage](road)
-        # What goes now, checkpoints and candidates, another process may still be reading.
-        road.accelerator.wait_for_everyone()
+            # What goes now, checkpoints and candidates, another process may still be reading.
+            road.accelerator.wait_for_everyone()
         if road.main:
             keys.record(stage, files, time.monotonic() - start, **facts)
             keys.drop_checkpoints(stage)

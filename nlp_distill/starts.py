@@ -6,10 +6,13 @@ on the same data share it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from nlp_distill.errors import ModelUnfit
 from nlp_distill.families import BASES
@@ -39,8 +42,9 @@ def first_source(recipe: Recipe, task: Task, rows: Dataset, data_sha256: Any) ->
         read = {"task": task.name, "options": task.options.model_dump(mode="json"), "data": data_sha256}
         described = {"new": teacher.new.model_dump(mode="json"), "seed": seed, **read}
         folder = cache_folder() / "starts" / sha256_json(described)[:16]
-        if not (folder / "config.json").is_file():
-            _write_new(folder, teacher.new, task, rows, seed)
+        with _once(folder) as missing:
+            if missing:
+                _write_new(folder, teacher.new, task, rows, seed)
         return replace(_started(folder), name=f"a new {teacher.new.architecture}")
     assert teacher.model is not None
     source = resolve(teacher.model)
@@ -48,10 +52,19 @@ def first_source(recipe: Recipe, task: Task, rows: Dataset, data_sha256: Any) ->
         _check_warm(source, task)
         described = {"warm": source.identity(), "seed": seed}
         folder = cache_folder() / "starts" / sha256_json(described)[:16]
-        if not (folder / "config.json").is_file():
-            _write_warm(folder, source, seed)
+        with _once(folder) as missing:
+            if missing:
+                _write_warm(folder, source, seed)
         return replace(_started(folder), name=f"two of {source.name}", licence=source.licence, base=source.base)
     return source
+
+
+@contextmanager
+def _once(folder: Path) -> Iterator[bool]:
+    """Whether the folder is still to be written; by one process at a time, of this run and of all others."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        yield not (folder / "config.json").is_file()
 
 
 def _started(folder: Path) -> Source:

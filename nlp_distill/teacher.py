@@ -108,7 +108,7 @@ def prepare(
                 rows,
                 selection,
                 setting,
-                CheckpointFolder(checkpoints / key[:12], key),
+                CheckpointFolder(checkpoints / key[:12], key, setting.accelerator.is_main_process),
                 stage,
                 folder,
             )

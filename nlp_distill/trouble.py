@@ -18,13 +18,26 @@ DISK = (errno.EIO, errno.EROFS, errno.ENODEV, errno.EFBIG, errno.ESTALE)
 
 
 @contextmanager
+def together(stage: str) -> Iterator[None]:
+    """Of several processes, name the loss of another. Raises `ProcessLost`; everything else passes."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).strip()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(words in said.lower() for words in NO_PEER):
+            raise ProcessLost(stage=stage, reason=said.splitlines()[0][:200]) from error
+        raise
+
+
+@contextmanager
 def named(stage: str) -> Iterator[None]:
     """Turn what a machine does to a stage into an error that names the stage, the reason and a way on.
 
     Raises `OutOfMemory`, `DiskFailed`, `ProcessLost`; everything else passes.
     """
     try:
-        yield
+        with together(stage):
+            yield
     except DiskFull as error:
         raise DiskFailed(stage=stage, reason=str(error)) from error
     except MemoryError as error:
@@ -37,8 +50,6 @@ def named(stage: str) -> Iterator[None]:
         said = str(error).strip()
         if any(words in said.lower() for words in NO_MEMORY):
             raise OutOfMemory(stage=stage, reason=said.splitlines()[0][:200]) from error
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(words in said.lower() for words in NO_PEER):
-            raise ProcessLost(stage=stage, reason=said.splitlines()[0][:200]) from error
         raise
 
 

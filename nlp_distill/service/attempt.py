@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nlp_distill.outcome import read_outcome
 from nlp_distill.rundir import sha256_file
 from nlp_distill.service.executors.contract import Executor, Spec, State
 from nlp_distill.service.home import Home, now_ms
@@ -113,9 +114,8 @@ class Attempt:
             return Ending("ok")
         if self.limit is not None:
             return self.limit
-        said = outcome_file(self.home, self.claim)
-        if said.is_file():
-            outcome = json.loads(said.read_text(encoding="utf-8"))
+        outcome = read_outcome(outcome_file(self.home, self.claim))
+        if outcome is not None:
             reason = of_error(outcome["families"], outcome["message"])
             return Ending("failed", reason, redact(outcome["message"]))
         if self.asked:

@@ -192,7 +192,11 @@ class Worker:
             act()
         except Fenced:
             log.warning("%s was given to another worker", attempt.claim.job_id)
-            self.executor.reap(attempt.claim.attempt_id, attempt.handle)
+            try:
+                self.executor.reap(attempt.claim.attempt_id, attempt.handle)
+            except TimeoutError as error:
+                log.warning("%s is looked at again: %s", attempt.claim.job_id, error)
+                return
             if attempt in self.attempts:
                 self.attempts.remove(attempt)
 

@@ -400,3 +400,16 @@ def test_jobs_wait_for_a_cluster_that_is_away(home, queue):
     assert (job.status, job.failures) == ("queued", 0)
     assert [e["message"] for e in events_of(queue, name)].count("starting") == 1
     assert "does not answer" in events_of(queue, name)[-1]["message"]
+
+
+def test_what_no_signal_ends_is_looked_at_again(spec, monkeypatch):
+    executor = LocalExecutor()
+    given = spec("import time; time.sleep(60)")
+    handle = executor.submit(given)
+    with monkeypatch.context() as stubborn:
+        stubborn.setattr("nlp_distill.service.executors.local.kill_all", lambda _: False)
+        for _ in range(2):
+            with pytest.raises(TimeoutError, match="do not end"):
+                executor.reap(given.attempt_id, handle)
+    executor.reap(given.attempt_id, handle)
+    assert not [*members(given.attempt_id)]

@@ -17,10 +17,12 @@ import nlp_distill.service.page as page_room
 from nlp_distill.recipe import Recipe
 from nlp_distill.recipe_file import expand, parse_recipe, recipe_text, shipped_recipes
 from nlp_distill.service.api.app import service_app
+from nlp_distill.service.page import drafts
 from nlp_distill.service.page import sessions as page_sessions
 from nlp_distill.service.page.form import form_from, nested, recipe_of, short_form
 from nlp_distill.service.page.rendering import STATIC, environment
 from nlp_distill.service.reasons import Ending, Reason
+from nlp_distill.service.store import journal
 from nlp_distill.service.store.journal import Event, Point
 from nlp_distill.service.store.queue import Queue
 from nlp_distill.strict_yaml import read
@@ -300,6 +302,20 @@ def running(api, job_id):
     return queue, claim
 
 
+def test_what_an_export_trains_has_its_curves_and_progress_hides_no_event(page, submitted, monkeypatch):
+    job = submitted()
+    queue, claim = running(page, job["id"])
+    points = [
+        Point(f"{stage}.loss.logits", 1, 0.5, 0) for stage in ("teacher", "quantization-aware, 4 bits", "distill")
+    ]
+    queue.take_in(claim, [Event("progress", f"distill {n}", {}) for n in range(50)], points, 0, None)
+    queue.take_in(claim, [Event("log", "the last word")], [], 1, None)
+    monkeypatch.setattr(journal, "read", lambda *asked, read=journal.read, **more: read(*asked[:3], 20, **more))
+    text = page.get(f"/jobs/{job['id']}").text
+    stages = [text.index(f"{stage}, loss of logits") for stage in ("quantization-aware, 4 bits", "distill", "teacher")]
+    assert stages == sorted(stages) and "the last word" in text
+
+
 def test_a_job_is_read_without_javascript(page, submitted):
     job = submitted(name="mine")
     running(page, job["id"])
@@ -453,6 +469,30 @@ def test_what_is_wrong_is_said_at_its_field(page):
     assert "no name that is taken here" in place["errors"]["f-teachers-0-model"]
     both = page.post("/new/check", data=sent | {"student.model": "a/b"}).json()
     assert "exactly one of" in both["errors"]["g-student"]
+
+
+def test_a_submission_that_finds_no_room_keeps_the_form(page):
+    sent = fields_of(page.get("/new?template=quickstart").text) | {"job.name": "long thought of"}
+    service = page.app.state.service
+    service.limits = replace(service.limits, waiting=0)
+    answer = page.post("/new", data=sent)
+    assert answer.status_code == 429 and "jobs wait" in answer.text
+    assert {**fields_of(answer.text), "key": ""} == {**sent, "key": ""}
+
+
+def test_a_file_that_cannot_be_looked_at_again_keeps_the_form(page):
+    place = page.post("/new/upload", files={"file": ("mine.csv", ROWS)}).headers["location"]
+    sent = fields_of(page.get(place).text) | {"job.name": "long thought of"}
+    drafts._previews.clear()
+    service = page.app.state.service
+    service.limits = replace(service.limits, side_process_s=0.01)
+    answer = page.post("/new", data=sent)
+    kept = fields_of(answer.text)
+    assert answer.status_code == 422 and "was not looked at" in answer.text
+    assert {name: kept[name] for name in sent if name.startswith(("column.", "job."))} == {
+        name: value for name, value in sent.items() if name.startswith(("column.", "job."))
+    }
+    assert kept["file"] == sent["file"]
 
 
 def test_the_same_from_elsewhere_is_the_same(page):

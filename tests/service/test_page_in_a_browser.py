@@ -266,6 +266,45 @@ def test_an_answer_to_what_stood_before_does_not_silence_what_is_typed(site, the
     expect(visitor.page.locator("#f-distill-phases-0-epochs-error")).to_contain_text("integer")
 
 
+def test_what_is_typed_while_other_fields_are_fetched_stays(site, there, visit):
+    visitor = visit(site.url)
+    visitor.sign_in(site.token)
+    visitor.go("/new?template=quickstart")
+    page, held = visitor.page, []
+    page.route("**/new", lambda route: held.append(route), times=1)
+    kind = page.locator("[name='distill.phases.0.losses.0.kind']")
+    kind.evaluate("one => { for (let at = one; at; at = at.parentElement) if (at.matches('details')) at.open = true; }")
+    kind.select_option("relation")
+    until(lambda: held or page.wait_for_timeout(50))
+    page.locator("[name='job.name']").fill("typed meanwhile")
+    held[0].continue_()
+    expect(page.locator("[name='distill.phases.0.losses.0.heads']")).to_have_count(1)
+    assert page.locator("[name='job.name']").input_value() == "typed meanwhile"
+    assert kind.input_value() == "relation"
+    assert page.evaluate("document.activeElement.name") == "job.name"
+
+
+def test_what_was_unticked_stays_so_when_the_list_changes(site, there, visit):
+    visitor = visit(site.url)
+    visitor.sign_in(site.token)
+    page = visitor.page
+    boxes = page.locator("tbody input")
+    first, name = boxes.first, boxes.first.get_attribute("id")
+    first.check()
+    for _ in range(2):
+        with page.expect_response("**/?status=*"):
+            page.evaluate("document.body.dispatchEvent(new Event('tick'))")
+    first.uncheck()
+    rows = page.locator("tbody tr").count()
+    httpx.post(
+        f"{site.url}/v1/jobs",
+        headers={"Authorization": f"Bearer {site.token}"},
+        json={"recipe": RECIPE, "name": "later"},
+    ).raise_for_status()
+    expect(page.locator("tbody tr")).to_have_count(rows + 1)
+    assert not page.locator(f"[id='{name}']").is_checked()
+
+
 def test_everything_is_read_and_asked_without_a_script(site, there, visit):
     visitor = visit(site.url, java_script_enabled=False)
     page = visitor.page

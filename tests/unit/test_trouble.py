@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from nlp_distill.errors import DiskFailed, DiskFull, OutOfMemory, ProcessLost
-from nlp_distill.trouble import named
+from nlp_distill.outcome import OUTCOME_VARIABLE, leave_outcome, read_outcome
+from nlp_distill.trouble import named, together
 
 
 def test_more_memory_than_there_is(monkeypatch):
@@ -84,3 +85,22 @@ def test_a_run_that_stands_still_is_ended_and_one_that_goes_on_is_not():
     assert done.returncode == 3
     assert done.stderr.startswith("Error: distill: no step for 0.00833333 minutes;")
     assert done.stdout.startswith("stalls\nwarning distill: no step")
+
+
+def test_a_full_disk_before_the_first_stage_stays_the_users_to_mend_and_a_peer_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DiskFull), together("start"):
+        raise DiskFull(path=tmp_path, reason="No space left on device")
+    with pytest.raises(ProcessLost, match=r"^start: another process"), together("start"):
+        raise RuntimeError("Connection closed by peer [127.0.0.1]:2443")
+
+
+def test_an_outcome_that_was_cut_off_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv(OUTCOME_VARIABLE, str(tmp_path / "outcome"))
+    assert read_outcome(tmp_path / "outcome") is None
+    leave_outcome(ProcessLost(stage="distill", reason="gone"))
+    leave_outcome(DiskFull(path=tmp_path, reason="later"))
+    said = read_outcome(tmp_path / "outcome")
+    assert said["families"][0] == "ProcessLost" and said["exit_code"] == 3
+    (tmp_path / "outcome").write_text("")
+    assert read_outcome(tmp_path / "outcome") is None

@@ -99,13 +99,12 @@ class LocalExecutor:
 
     def reap(self, attempt_id: str, handle: str | None) -> None:
         """Kill what is left of it."""
-        gone = kill_all(attempt_id)
+        if not kill_all(attempt_id):
+            raise TimeoutError(f"processes of {attempt_id} do not end")
         running = self._running.pop(handle or "", None)
         if running is not None:
             running.process.wait(10)
             running.pump.join(5)
-        if not gone:
-            raise TimeoutError(f"processes of {attempt_id} do not end")
 
 
 def part_of(log: Path, offset: int, limit: int) -> bytes:

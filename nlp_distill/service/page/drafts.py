@@ -221,7 +221,14 @@ async def from_form(service: Service, who: Who, sent: dict[str, list[str]]) -> D
     if "file" not in about:
         return draft
     roles = {name.removeprefix(ROLE_PREFIX): value for name, value in single if name.startswith(ROLE_PREFIX)}
-    return _with_preview(draft, await _look(service, who, about["file"]), task, roles)
+    try:
+        preview = await _look(service, who, about["file"])
+    except Problem as problem:
+        # What was chosen stays chosen.
+        draft.roles = roles
+        draft.wrong.append(f"The file was not looked at: {problem.detail}")
+        return draft
+    return _with_preview(draft, preview, task, roles)
 
 
 async def checked(service: Service, who: Who, draft: Draft) -> bool:

@@ -73,7 +73,7 @@ def _everything(service: Service, job_id: str) -> list[dict[str, Any]]:
     """Events that are not about progress, of which there are too many."""
     with service.database.reading() as connection:
         jobs.find(connection, job_id)
-        return [event for event in journal.read(connection, job_id, 0, 100_000) if event["type"] != "progress"]
+        return journal.read(connection, job_id, 0, 100_000, without="progress")
 
 
 def _state(service: Service, who: Who, job_id: str) -> dict[str, Any]:
@@ -155,20 +155,25 @@ class Drawn:
 def _drawn(found: list[Curve]) -> list[tuple[str, list[Drawn]]]:
     """The score of each epoch, the losses and the speed of each stage that trains; the latest stage first."""
     stages: dict[str, list[Drawn]] = {}
-    order = list(UPSTREAM)
-    for curve in sorted(found, key=lambda curve: order.index(stage_of(curve.name).split(" ")[0]), reverse=True):
+    for curve in sorted(found, key=_place, reverse=True):
         title = titled(curve.name)
         points = [(float(step), value) for step, value in zip(curve.steps, curve.values, strict=True)]
         if not title or not points:
             continue
         stage, dots = stage_of(curve.name), points if ".epoch." in curve.name else ()
-        line = Line(title, "student" if stage.startswith("distill") else "teacher", points, dots)
+        line = Line(title, "teacher" if stage.startswith("teacher") else "student", points, dots)
         svg = curves([line], f"{stage}, {title}", "epoch" if dots else "step", "", SMALL)
         stages.setdefault(stage, []).append(Drawn(curve.name, title, svg))
     return [
         (stage, sorted(figures, key=lambda one: SHOWN.index(one.title.split(" ")[0])))
         for stage, figures in stages.items()
     ]
+
+
+def _place(curve: Curve) -> int:
+    """Of a curve's stage among all; last is what an export trains."""
+    order, stage = list(UPSTREAM), stage_of(curve.name).split(" ")[0]
+    return order.index(stage) if stage in order else len(order)
 
 
 def stage_of(name: str) -> str:

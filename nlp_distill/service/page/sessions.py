@@ -6,7 +6,10 @@ import hashlib
 import hmac
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
 
 from nlp_distill.service.home import Home, now_ms
 from nlp_distill.service.store import tokens
@@ -44,26 +47,27 @@ class Sessions:
 
     def known(self, given: str) -> Who | None:
         """Whoever a token or a session belongs to."""
-        name, now = tokens.digest(given), time.monotonic()
+        if not given.startswith(f"{PREFIX}."):
+            return self._now_or_lately(tokens.whose, given, tokens.digest(given))
+        token_id = self._named(given)
+        return self._now_or_lately(tokens.by_id, token_id, token_id.encode()) if token_id else None
+
+    def _now_or_lately(self, ask: Callable[[Connection, str], Who | None], what: str, name: bytes) -> Who | None:
+        now = time.monotonic()
         since, who = self._lately.get(name, (0.0, None))
-        if who is None or now - since > LATELY_S:
-            who = self._asked(given)
-            if len(self._lately) >= MOST_LATELY:
-                self.forget()
-            if who is not None:
-                self._lately[name] = now, who
+        if who is not None and now - since <= LATELY_S:
+            return who
+        with self.database.reading() as connection:
+            who = ask(connection, what)
+        if len(self._lately) >= MOST_LATELY:
+            self.forget()
+        if who is not None:
+            self._lately[name] = now, who
         return who
 
     def forget(self) -> None:
         """Look at every token anew."""
         self._lately = {}
-
-    def _asked(self, given: str) -> Who | None:
-        with self.database.reading() as connection:
-            if not given.startswith(f"{PREFIX}."):
-                return tokens.whose(connection, given)
-            token_id = self._named(given)
-            return tokens.by_id(connection, token_id) if token_id else None
 
     def _named(self, session: str) -> str | None:
         """The token that a session stands for, if it was signed here and has not expired."""

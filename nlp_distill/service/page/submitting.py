@@ -106,7 +106,11 @@ async def sent_in(request: Request, service: Served, who: Submitter, sent: Sent)
         return _form(request, draft, estimate=found, unknown=unknown)
     if wish != "submit" or not well:
         return _form(request, draft, 200 if wish == "shape" else 422)
-    job_id = await asyncio.to_thread(_submit, service, who, draft, one(sent, "key") or None)
+    try:
+        job_id = await asyncio.to_thread(_submit, service, who, draft, one(sent, "key") or None)
+    except Problem as problem:
+        draft.wrong.append(str(problem.detail))
+        return _form(request, draft, problem.status_code)
     return go(f"/jobs/{job_id}")
 
 

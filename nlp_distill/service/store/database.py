@@ -29,6 +29,7 @@ class Database:
             f"sqlite:///{path}",
             connect_args={"timeout": BUSY_MS / 1000, "check_same_thread": False},
             pool_size=CONNECTIONS,
+            pool_use_lifo=True,
         )
         event.listen(self.engine, "connect", _configure)
         event.listen(self.engine, "begin", _begin)
@@ -73,7 +74,7 @@ def _configure(connection: sqlite3.Connection, _record: Any) -> None:
     # Python's own transactions begin late and without a lock; ours are begun below.
     connection.isolation_level = None
     settings = (f"busy_timeout = {BUSY_MS}", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON")
-    for setting in (*settings, "cache_size = -16000"):
+    for setting in settings:
         connection.execute(f"PRAGMA {setting}")
 
 

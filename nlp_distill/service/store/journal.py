@@ -60,9 +60,10 @@ def append(connection: Connection, job_id: str, happened: Sequence[Event]) -> in
     return last
 
 
-def read(connection: Connection, job_id: str, after: int, limit: int) -> list[dict[str, Any]]:
-    """Events behind a number, in order."""
-    wanted = select(events).where(events.c.job_id == job_id, events.c.seq > after).order_by(events.c.seq).limit(limit)
+def read(connection: Connection, job_id: str, after: int, limit: int, without: str = "") -> list[dict[str, Any]]:
+    """Events behind a number, in order; `without`: those of a type are left out, and do not count."""
+    wanted = select(events).where(events.c.job_id == job_id, events.c.seq > after, events.c.type != without)
+    wanted = wanted.order_by(events.c.seq).limit(limit)
     return [dict(row) for row in connection.execute(wanted).mappings()]
 
 

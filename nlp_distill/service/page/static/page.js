@@ -39,7 +39,7 @@ function keepFresh() {
     if (xhr.status >= 400 && xhr.getResponseHeader("content-type").startsWith("text/html")) return;
     if (target.dataset.same) {
       // What did not change stays as it is: selections, focus, a screen reader's place.
-      if (kept.get(target.id) === xhr.responseText) event.detail.shouldSwap = false;
+      if (kept.get(target.id) === xhr.responseText) { event.detail.shouldSwap = false; return; }
       kept.set(target.id, xhr.responseText);
     }
     const open = [...document.querySelectorAll("details[id][open]")].map((one) => one.id);
@@ -121,22 +121,27 @@ function answerEarly() {
     clearTimeout(toCheck);
     toCheck = setTimeout(check, QUIET_MS);
   });
-  form.addEventListener("change", (event) => {
-    if (!event.target.matches("[data-shapes]")) return;
-    // Other choices have other fields: the server says which.
-    const focus = event.target.id;
+  form.addEventListener("change", (event) => { if (event.target.matches("[data-shapes]")) reshape(); });
+
+  // Other choices have other fields: the server says which. What is typed while it says so makes its answer stale.
+  let shaping = 0;
+  async function reshape() {
+    const mine = ++shaping;
+    const asked = withWish("shape");
+    const text = await fetch("/new", { method: "POST", body: asked }).then((answer) => answer.text(), () => "");
+    if (mine !== shaping) return;
+    if (text && `${asked}` !== `${withWish("shape")}`) { reshape(); return; }
+    const made = new DOMParser().parseFromString(text, "text/html").getElementById("settings");
+    if (!made) return;
+    const focus = document.activeElement.id;
     const open = [...form.querySelectorAll("details[open]")].map((fold) => fold.querySelector("summary").textContent);
-    fetch("/new", { method: "POST", body: withWish("shape") }).then((answer) => answer.text(), () => "").then((text) => {
-      const made = new DOMParser().parseFromString(text, "text/html").getElementById("settings");
-      if (!made) return;
-      document.getElementById("settings").replaceWith(document.adoptNode(made));
-      for (const fold of made.querySelectorAll("details")) {
-        if (open.includes(fold.querySelector("summary").textContent)) fold.open = true;
-      }
-      document.getElementById(focus)?.focus();
-      check();
-    });
-  });
+    document.getElementById("settings").replaceWith(document.adoptNode(made));
+    for (const fold of made.querySelectorAll("details")) {
+      if (open.includes(fold.querySelector("summary").textContent)) fold.open = true;
+    }
+    document.getElementById(focus)?.focus();
+    check();
+  }
 
   function withWish(wish) {
     const body = sent();
