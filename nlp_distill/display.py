@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
@@ -120,7 +121,7 @@ def caches_table(entries: Sequence[Shelved]) -> Table:
         "name", "teacher", "data", "signals", "precision", Column("MB", justify="right"), "last used", box=None
     )
     for line in (entry.line() for entry in entries):
-        about = [str(line.get(name, "")) for name in ("name", "teacher", "data", "signals", "precision")]
+        about = [escape(str(line.get(name, ""))) for name in ("name", "teacher", "data", "signals", "precision")]
         table.add_row(*about, f"{line['bytes'] / 1e6:,.1f}", line["last_used"])
     return table
 

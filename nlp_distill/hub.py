@@ -257,7 +257,9 @@ def _prepare(api: HfApi, repository: str, private: bool, revision: str | None) -
 def _ours(path: str) -> bool:
     """Whether an earlier push put a file there: weights, tokenizer, exports; what else there is stays."""
     kept = ("README.md",)
-    return path.startswith(EXPORTS) or any(fnmatch(path, name) for name in HUB_FILES if name not in kept)
+    # The star of a pattern would cross folders.
+    at_the_top = "/" not in path and any(fnmatch(path, name) for name in HUB_FILES if name not in kept)
+    return path.startswith(EXPORTS) or at_the_top
 
 
 def _additions(files: dict[str, Path | bytes]) -> Iterator[Any]:

@@ -140,10 +140,15 @@ def hub_reachable(seconds: float = 3.0) -> bool:
     """Whether the Hub answers at all: asked before libraries that would retry for minutes."""
     import socket
     from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
 
     if offline_mode():
         return False
     url = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    proxies = getproxies()
+    if (proxy := proxies.get(url.scheme) or proxies.get("all")) and not proxy_bypass(url.hostname or ""):
+        # The proxy asks for us, as the libraries let it.
+        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     try:
         port = url.port or (80 if url.scheme == "http" else 443)
         with socket.create_connection((url.hostname or "", port), timeout=seconds):

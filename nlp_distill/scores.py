@@ -63,7 +63,8 @@ def raw_lines(raw: Array) -> str:
 
 def read_raw(text: str) -> Array:
     """What `raw_lines` wrote."""
-    rows = [json.loads(line) for line in text.splitlines()]
+    # Texts may hold what `splitlines` takes for the end of one.
+    rows = [json.loads(line) for line in text.split("\n")[:-1]]
     if rows and isinstance(rows[0], list):
         return np.array(rows, dtype=np.float32)
     raw = np.empty(len(rows), dtype=object)

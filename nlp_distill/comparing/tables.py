@@ -5,19 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 
 def models_table(found: dict[str, Any]) -> Table:
     """One row a model: score, agreement, size, time to load, memory."""
     data = found["data"]
-    title = f"{data['source']}: {data['metric']} on {data['rows']:,} rows ({data['split']})" if data else None
+    title = f"{escape(data['source'])}: {data['metric']} on {data['rows']:,} rows ({data['split']})" if data else None
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("model", overflow="fold")
     for name in ("engine", "score", "95 % CI", "agree", "MB", "load s", "peak MB", "of it model"):
         table.add_column(name, justify="right", no_wrap=True)
     for model in found["models"]:
-        table.add_row(model["name"], *_figures(model, data))
+        table.add_row(escape(model["name"]), *_figures(model, data))
     return table
 
 
@@ -52,7 +53,8 @@ def latency_table(found: dict[str, Any]) -> Table:
         ratios = {e["name"]: _ratio(e["ratio"], e["ci95"]) for e in found["ratios"] if _same_way(e, way)}
         for model in found["models"]:
             row = _latency(model["latency_ms"][number])
-            table.add_row(*where, model["name"], *row, *([ratios.get(model["name"], "")] if found["against"] else []))
+            against = [ratios.get(model["name"], "")] if found["against"] else []
+            table.add_row(*where, escape(model["name"]), *row, *against)
             where = ["", "", ""]
         if control := next((entry for entry in found["ratios"] if _same_way(entry, way)), None):
             again = _ratio(control["control"], control["control_ci95"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
+from rich.markup import escape
 from rich.table import Table
 
 from nlp_distill.task import load_task
@@ -19,7 +20,7 @@ def results_table(results: dict[str, Any]) -> Table:
     """One row a variant; fits 80 columns. `kept`: per cent of the teacher's score; `agree`: per cent equal."""
     real, metric, data = results["real_sequence"], results["metric"], results["data"]
     table = Table(
-        title=f"{data['source']}: {metric} on {data['rows']['evaluation']:,} rows ({data['split']})",
+        title=f"{escape(data['source'])}: {metric} on {data['rows']['evaluation']:,} rows ({data['split']})",
         caption=f"latency: batch 1, {real} tokens{_generated(results)}, "
         f"{results['variants'][0]['latency_ms'][0]['threads']} thread(s)",
         box=SIMPLE,

@@ -19,7 +19,7 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.exc import OperationalError
 
 from nlp_distill.errors import NlpDistillError
-from nlp_distill.service.attempt import Attempt
+from nlp_distill.service.attempt import Attempt, furthest
 from nlp_distill.service.executors.contract import Executor, Unavailable
 from nlp_distill.service.home import Home, new_id, now_ms
 from nlp_distill.service.launch import prepare
@@ -223,7 +223,8 @@ class Worker:
                 owner is not None and owner.host == self._host and not alive(owner.process)
             )
             if gone or now - seen[2] >= self.settings.lease_s:
-                self.queue.give_up(row.id, row.epoch, row.beat, "Its worker is gone.")
+                reached = furthest(self.home.run(row.id))
+                self.queue.give_up(row.id, row.epoch, row.beat, "Its worker is gone.", reached)
 
     def _tidy(self) -> None:
         """Forget what is old: workers that are gone, keys of requests, jobs beyond their retention."""

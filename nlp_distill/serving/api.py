@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field, create_model
 from starlette.types import Scope
 
-from nlp_distill.serving.bodies import Kind, asked, kind_of
+from nlp_distill.serving.bodies import Kind, asked, example_of, kind_of
 from nlp_distill.serving.catalog import Served
 from nlp_distill.serving.engines import Engine, not_ready
 from nlp_distill.serving.metrics import Metrics
@@ -65,7 +65,7 @@ def prediction_router(models: list[Served], engines: Mapping[str, Engine], metri
                 variant=model.variant,
                 runtime=model.runtime,
                 ready=is_ready(engines, model),
-                example=kind_of(model.task).example,
+                example=example_of(model.task, model.folder),
             )
             for model in models
         ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
@@ -167,6 +169,9 @@ class Generated(BaseModel):
     generated_text: str
 
 
+MASK = "[MASK]"
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a task takes and gives. `unset`: whether a parameter that is null says something else than none."""
@@ -187,7 +192,7 @@ KINDS = {
         {"question": "Who wrote it?", "context": "Jane wrote it in 1811."},
     ),
     "seq2seq": Kind(GenerationBody, list[Generated] | list[list[Generated]], "A text to rewrite."),
-    "masked_lm": Kind(MaskBody, list[Any], "The capital of France is [MASK]."),
+    "masked_lm": Kind(MaskBody, list[Any], f"The capital of France is {MASK}."),
     "other": Kind(OtherBody, Any, "A text."),
 }
 
@@ -195,6 +200,15 @@ KINDS = {
 def kind_of(task: str) -> Kind:
     """A task's kind; those of others take texts."""
     return KINDS.get(task, KINDS["other"])
+
+
+def example_of(task: str, folder: Path) -> Any:
+    """Inputs to try on a model, with the mask that its tokenizer has."""
+    example, file = kind_of(task).example, folder / "special_tokens_map.json"
+    if task == "masked_lm" and file.is_file():
+        mask = json.loads(file.read_text(encoding="utf-8")).get("mask_token", MASK)
+        return example.replace(MASK, mask["content"] if isinstance(mask, dict) else mask)
+    return example
 
 
 def asked(kind: Kind, body: Any) -> tuple[Any, dict[str, Any], int]:

@@ -38,6 +38,8 @@ Answer = tuple[int, str, Any, float]
 class LightEngine:
     """Without torch: a thread a core, each with a run of its own. What waits together is asked together."""
 
+    most_together = MOST_TOGETHER
+
     def __init__(self, model: LightClassifier | LightAnswerer, threads: int) -> None:
         self.model = model
         self.threads = threads
@@ -59,9 +61,10 @@ class LightEngine:
 
 
 class PipelineEngine:
-    """A transformers or Optimum pipeline; these are not made for several threads."""
+    """A transformers or Optimum pipeline; these are not made for several threads, nor for several requests at once."""
 
     threads = 1
+    most_together = 1
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -77,7 +80,7 @@ class PipelineEngine:
         except BaseException as error:
             # For a question that is too long the tokenizers library raises a bare Exception, or panics.
             unfit = isinstance(error, ValueError | KeyError) or type(error) is Exception
-            if not unfit and type(error).__name__ != "PanicException":
+            if not unfit and type(error).__name__ not in ("PanicException", "PipelineException"):
                 raise
             kind, told = "refused", str(error)
         return number, kind, told, time.perf_counter() - begin
@@ -126,7 +129,7 @@ class Desk:
         while True:
             taken = [self.waiting.get()]
             # What others would take at this moment is left to them.
-            share = min(MOST_TOGETHER, self.waiting.qsize() // self.engine.threads + 1)
+            share = min(self.engine.most_together, self.waiting.qsize() // self.engine.threads + 1)
             while len(taken) < share:
                 try:
                     taken.append(self.waiting.get_nowait())

@@ -28,7 +28,7 @@ WARM_UP: dict[str, list[Any]] = {
     "seq2seq": ["Warm up."],
 }
 LONGEST_SECONDS = 120.0
-"""An engine that owes an answer for so long is started anew."""
+"""An engine that owes answers and gives none for so long is started anew."""
 LONGEST_PAUSE = 30.0
 START_SECONDS = 600.0
 STOP_SECONDS = 5.0
@@ -62,6 +62,7 @@ class Engine:
         self._rows = 0
         self._count = 0
         self._row_seconds = 0.01
+        self._heard = 0.0
         self._process: asyncio.subprocess.Process | None = None
         metrics.rows.labels(served.id).set_function(lambda: self._rows)
 
@@ -162,20 +163,23 @@ class Engine:
                 await asyncio.sleep(pause)
                 pause = min(max(1.0, 2 * pause), LONGEST_PAUSE)
                 await self._stop()
-                with contextlib.suppress(EngineUnfit):
+                # No memory, no process or no file left now may be there at the next turn.
+                with contextlib.suppress(EngineUnfit, OSError):
                     await self._start()
 
     async def _hand_out(self) -> None:
         assert self._process is not None and self._process.stdout is not None
         name = self.served.id
         while (frame := await frames.receive(self._process.stdout)) is not None:
+            self._heard = time.monotonic()
             head, body = frame
             waiting = self._waiting.pop(head["id"])
             self._rows -= waiting.rows
             self._metrics.engine_seconds.labels(name).observe(head["seconds"])
             self._metrics.together.labels(name).observe(head["together"])
-            # How long a row keeps the queue waiting: the threads work side by side.
-            paid = head["seconds"] / head["together"] / waiting.rows / self._threads
+            # How long a row keeps the queue waiting; without torch the threads work side by side.
+            beside = self._threads if self.served.light else 1
+            paid = head["seconds"] / head["together"] / waiting.rows / beside
             self._row_seconds += 0.1 * (paid - self._row_seconds)
             if waiting.future.done():
                 continue
@@ -195,11 +199,12 @@ class Engine:
         self._rows = 0
 
     async def _watch(self) -> None:
-        """End a process that owes an answer for too long; `_live` does the rest."""
+        """End a process that owes answers and has said nothing for too long; `_live` does the rest."""
         while True:
             await asyncio.sleep(1.0)
             oldest = next(iter(self._waiting.values()), None)
-            if oldest and time.monotonic() - oldest.since > LONGEST_SECONDS and self._process is not None:
+            quiet = time.monotonic() - max(oldest.since, self._heard) if oldest else 0.0
+            if quiet > LONGEST_SECONDS and self._process is not None:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()
 

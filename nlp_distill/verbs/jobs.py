@@ -137,6 +137,7 @@ def jobs_list(
     home: HomeOption = None,
 ) -> None:
     """List jobs, newest first."""
+    from rich.markup import escape
     from rich.table import Table
 
     found = _client(url, home).jobs.list(status or [], tag, limit)
@@ -145,7 +146,8 @@ def jobs_list(
         return
     table = Table("id", "status", "progress", "name", "task", box=None)
     for job in found:
-        table.add_row(job.id, job.status, _progress(job), job.data["name"], job.data["recipe"]["tasks"][0])
+        name, task = escape(job.data["name"]), job.data["recipe"]["tasks"][0]
+        table.add_row(job.id, job.status, _progress(job), name, task)
     out_console.width = max(out_console.width, 100)
     out_console.print(table)
 

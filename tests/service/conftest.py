@@ -1,6 +1,8 @@
 """A service in a folder of the test's own: its API without a server, its worker without training."""
 
+import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -123,12 +125,13 @@ def python_of(module):
 
 
 def free_ports(count=1):
-    """Ports that nobody uses."""
-    servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in servers]
-    for server in servers:
-        server.close()
-    return ports
+    """Ports that nobody uses, below those that the system gives to whoever asks for any, as parts of Ray do."""
+    found = {}
+    while len(found) < count:
+        port = random.SystemRandom().randrange(15_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found[port] = None
+    return [*found]
 
 
 RAY_TOKEN = "0123456789abcdef" * 4

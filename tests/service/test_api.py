@@ -236,11 +236,13 @@ def test_a_stream_goes_on_behind_the_last_event_and_ends_with_its_job(home, api,
     job = submitted()
     queue = Queue(api.app.state.service.database)
     claim = queue.claim("worker")
-    queue.take_in(claim, [Event("log", "two\nlines\r\n\n")] * 300, [], 0, None)
+    queue.take_in(claim, [Event("log", "two\nlines\r\n\n")] * 299, [], 0, None)
+    queue.take_in(claim, [Event("log", "what \u2028others\x85 take for lines")], [], 0, None)
     queue.finish(claim, Ending("ok"))
     path = f"/v1/jobs/{job['id']}/events"
     seen, text = read_stream(api, path)
     assert [number for number, _, _ in seen] == list(range(1, 304)) and "event: end" in text
+    assert seen[301][2]["message"] == "what \u2028others\x85 take for lines" and text.isascii()
     assert seen[2][2]["message"] == "two\nlines\r\n\n" and seen[-1][2]["data"]["status"] == "succeeded"
     seen, _ = read_stream(api, path, **{"Last-Event-ID": "301"})
     assert [number for number, _, _ in seen] == [302, 303]
@@ -347,9 +349,11 @@ def test_a_failed_job_delivers_nothing(home, api, submitted):
     is_problem(api.get(f"/v1/jobs/{job['id']}/bundle"), 404, "nothing_delivered")
 
 
-def results(name, score, size, latency):
-    variant = {"name": name, "score": {"accuracy": score}, "bytes": size, "latency_ms": [{"p50": latency}]}
-    return json.dumps({"metric": "accuracy", "recommended": name, "variants": [variant]})
+def results(name, score, size, latency, real=32):
+    """Timed at the length of its rows, at 32 and at 128 tokens, each as slow as it is long."""
+    ways = [{"sequence": tokens, "p50": latency * tokens / 32} for tokens in sorted({real, 32, 128})]
+    variant = {"name": name, "score": {"accuracy": score}, "bytes": size, "latency_ms": ways}
+    return json.dumps({"metric": "accuracy", "recommended": name, "real_sequence": real, "variants": [variant]})
 
 
 def test_jobs_are_compared(home, api, submitted):
@@ -364,6 +368,17 @@ def test_jobs_are_compared(home, api, submitted):
         ("", 80.0, False),
     ]
     assert found["differences"] == {"student.layers": {good["id"]: 3, bad["id"]: 2}}
+    assert found["sequence"] == 32
+
+
+def test_latencies_are_compared_at_a_length_that_all_have(home, api, submitted):
+    first, second = submitted(), submitted()
+    finished(home, api, first["id"], files={"results.json": results("student", 90.0, 100, 1.0, real=18)})
+    finished(home, api, second["id"], files={"results.json": results("student", 90.0, 100, 1.5, real=40)})
+    both = api.post("/v1/compare", json={"jobs": [first["id"], second["id"]]}).json()
+    assert both["sequence"] == 128 and [v["latency_ms"] for v in both["variants"]] == [4.0, 6.0]
+    alone = api.post("/v1/compare", json={"jobs": [second["id"]]}).json()
+    assert alone["sequence"] == 40 and alone["variants"][0]["latency_ms"] == 1.875
 
 
 def test_health_system_figures_and_templates(api, submitted):
@@ -409,6 +424,21 @@ def test_a_token_expires(api, monkeypatch):
     monkeypatch.setattr("nlp_distill.service.store.tokens.now_ms", lambda: int(made["expires_at"] * 1000))
     time.sleep(LATELY_S)
     is_problem(api.get("/v1/jobs", headers=reader), 401, "token_needed")
+
+
+def test_an_owners_token_that_was_replaced_lets_nobody_in(home):
+    def status(token):
+        with TestClient(service_app(home), base_url="http://127.0.0.1") as client:
+            return client.get("/v1/jobs", headers={"Authorization": f"Bearer {token}"}).status_code
+
+    first = home.admin_token()
+    with TestClient(service_app(home), base_url="http://127.0.0.1") as client:
+        owner = {"Authorization": f"Bearer {first}"}
+        made = client.post("/v1/tokens", json={"name": "admin", "scopes": ["read"]}, headers=owner).json()["token"]
+    for other in ("another-token-of-the-owner", first):
+        before = home.admin_token()
+        home.token.write_text(other)
+        assert [status(token) for token in (other, before, made)] == [200, 401, 200]
 
 
 def test_a_token_that_another_process_revokes_is_good_for_a_second_at_most(api, queue):

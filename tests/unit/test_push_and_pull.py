@@ -245,9 +245,10 @@ def test_private_is_kept(made, hub, call):
 
 def test_what_an_earlier_push_left_goes_and_the_rest_stays(run, hub, call):
     call("push", run, "org/small")
-    hub.add("org/small", {"LICENSE": b"mine", "onnx/model_q4.onnx": b"old"})
+    mine = {"LICENSE": b"mine", "adapters/lora.safetensors": b"mine"}
+    hub.add("org/small", {**mine, "onnx/model_q4.onnx": b"old"})
     assert "removed: onnx/model_q4.onnx" in call("push", run, "org/small")
-    assert hub.files("org/small")["LICENSE"] == b"mine"
+    assert {name: hub.files("org/small").get(name) for name in mine} == mine
     hub.add("org/other", {"config.json": b"{}", "model.safetensors": b"theirs"})
     assert "made elsewhere" in call("push", run, "org/other", code=2)
     assert hub.files("org/other")["model.safetensors"] == b"theirs"

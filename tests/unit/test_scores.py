@@ -5,7 +5,7 @@ import pytest
 
 from nlp_distill.prediction import variant_pipeline
 from nlp_distill.recipe import Data
-from nlp_distill.scores import agreement, interval, paired_interval, predict
+from nlp_distill.scores import agreement, interval, paired_interval, predict, raw_lines, read_raw
 from nlp_distill.task import load_task
 from nlp_distill.testing import save_tiny
 
@@ -95,3 +95,9 @@ def test_a_task_without_decisions_has_no_agreement(tmp_path):
     task = load_task("classification")
     task.load_data(Data(dataset=str(tmp_path), problem="regression"))
     assert agreement(task, np.zeros((3, 1)), np.ones((3, 1))) is None
+
+
+def test_texts_are_read_back_whatever_they_hold():
+    texts = np.array(["wait\x85 what", "a\u2028b\u2029c", "\x0b\x0c\x1c", "two\nlines", ""], dtype=object)
+    assert read_raw(raw_lines(texts)).tolist() == texts.tolist()
+    assert read_raw("").tolist() == []

@@ -335,6 +335,23 @@ def test_attempts_that_get_further_are_not_counted(tmp_path):
     assert seen(queue, job).status == "queued"
 
 
+def test_nor_are_workers_lost_whose_attempts_got_further(tmp_path):
+    queue = open_queue(tmp_path, backoff_ms=0)
+    job = submit(queue)
+
+    def lose(furthest):
+        assert queue.claim("w") is not None
+        row = seen(queue, job)
+        assert queue.give_up(job, row.epoch, row.beat, "Its worker is gone.", furthest)
+
+    for step in range(10):
+        lose(f"{step + 1:04d}")
+    assert seen(queue, job).status == "queued"
+    for _ in range(2):
+        lose("0010")
+    assert (seen(queue, job).status, seen(queue, job).reason) == ("failed", "attempts_exhausted")
+
+
 def test_what_a_run_said_is_kept_once_with_how_far_it_was_read(tmp_path):
     queue = open_queue(tmp_path)
     job = submit(queue)

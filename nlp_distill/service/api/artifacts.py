@@ -134,29 +134,49 @@ def _zipped(files: list[tuple[str, Path]]) -> Iterator[bytes]:
 @router.post("/compare", responses=problems(404, 422))
 def compare(request: CompareRequest, service: Served, _: Reader) -> Comparison:
     """Variants of several jobs, those marked that no other beats in everything, and how the recipes differ."""
-    variants: list[Compared] = []
+    found: dict[str, tuple[Row[Any], dict[str, Any]]] = {}
     recipes: dict[str, dict[str, Any]] = {}
     for job_id in dict.fromkeys(request.jobs):
         with service.database.reading() as connection:
             job = find(connection, job_id)
         recipes[job_id] = dict(flat(job.recipe))
-        variants += _variants(service, job)
+        if results := _results(service, job_id):
+            found[job_id] = job, results
+    sequence = _sequence([results for _, results in found.values()])
+    variants = [variant for job, results in found.values() for variant in _variants(job, results, sequence)]
     names = dict.fromkeys(name for recipe in recipes.values() for name in recipe)
     differences = {name: {job: recipe.get(name) for job, recipe in recipes.items()} for name in names}
     return Comparison(
         variants=_marked(variants),
+        sequence=sequence,
         differences={n: v for n, v in differences.items() if len({json.dumps(one) for one in v.values()}) > 1},
     )
 
 
-def _variants(service: Service, job: Row[Any]) -> list[Compared]:
-    delivered = {row.path: row for row in of_job(service, job.id)}
+def _results(service: Service, job_id: str) -> dict[str, Any]:
+    delivered = {row.path: row for row in of_job(service, job_id)}
     if "results.json" not in delivered:
-        return []
-    results = json.loads(place_of(service, delivered["results.json"]).read_text(encoding="utf-8"))
+        return {}
+    return dict(json.loads(place_of(service, delivered["results.json"]).read_text(encoding="utf-8")))
+
+
+def _sequence(all_results: list[dict[str, Any]]) -> int | None:
+    """A length at which all were timed: that of their rows where they share it, else the longest."""
+    timed = [
+        {way["sequence"] for way in variant["latency_ms"]}
+        for results in all_results
+        for variant in results["variants"]
+        if variant.get("latency_ms")
+    ]
+    shared = set.intersection(*timed) if timed else set()
+    real = {results.get("real_sequence") for results in all_results}
+    return next(iter(real & shared)) if len(real) == 1 and real & shared else max(shared, default=None)
+
+
+def _variants(job: Row[Any], results: dict[str, Any], sequence: int | None) -> list[Compared]:
     found = []
     for variant in results["variants"]:
-        latency = variant.get("latency_ms") or [{}]
+        ways = [way for way in variant.get("latency_ms") or [] if way["sequence"] == sequence]
         found.append(
             Compared(
                 job_id=job.id,
@@ -166,7 +186,7 @@ def _variants(service: Service, job: Row[Any]) -> list[Compared]:
                 score=(variant.get("score") or {}).get(results["metric"]),
                 retained=variant.get("retained"),
                 bytes=variant.get("bytes"),
-                latency_ms=latency[0].get("p50"),
+                latency_ms=ways[0]["p50"] if ways else None,
                 recommended=variant["name"] == results.get("recommended"),
                 pareto=False,
                 status=variant.get("status", ""),

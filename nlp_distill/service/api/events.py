@@ -82,7 +82,8 @@ async def _stream(service: Service, who: Who, job_id: str, seq: int) -> AsyncIte
                 rows, status = await service.feed.news(job_id, seq)
                 for row in rows:
                     seq = row["seq"]
-                    text = shown_event(row).model_dump_json()
+                    # ASCII: clients split lines at more than the line feed.
+                    text = json.dumps(shown_event(row).model_dump(mode="json"))
                     yield f"id: {seq}\nevent: {row['type']}\ndata: {text}\n\n"
                 if len(rows) == BATCH:
                     continue

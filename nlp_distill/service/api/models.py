@@ -271,6 +271,7 @@ class Comparison(BaseModel):
     """Variants of several jobs, and the settings in which their recipes differ."""
 
     variants: list[Compared]
+    sequence: int | None = Field(description="Tokens of the inputs whose latencies are compared; all jobs have them.")
     differences: dict[str, dict[str, Any]] = Field(description="Setting → job → value.")
 
 

@@ -8,9 +8,9 @@ from fastapi import Depends, Request, Response
 
 from nlp_distill.service.api import jobs, predictions
 from nlp_distill.service.api.models import Job, Prediction, PredictionRequest
-from nlp_distill.service.api.service import JobId, Predictor, Reader, Served
+from nlp_distill.service.api.service import JobId, Predictor, Reader, Served, Service
 from nlp_distill.service.page.rendering import form_of, go, one, page_router, render
-from nlp_distill.serving.bodies import kind_of
+from nlp_distill.serving.bodies import example_of
 from nlp_distill.web.problems import Problem
 
 router = page_router()
@@ -30,11 +30,11 @@ def asked(request: Request, job_id: JobId, service: Served, who: Reader) -> Resp
     """The form, with an example of the task's."""
     job = jobs.show(job_id, Response(), service, who)
     others = jobs.listed(service, who, ["succeeded"], None, None, 25).data
-    return _page(request, job, others, *_example(job.recipe["tasks"][0]))
+    return _page(request, job, others, *_example(service, job))
 
 
-def _example(task: str) -> tuple[str, str]:
-    example = kind_of(task).example
+def _example(service: Service, job: Job) -> tuple[str, str]:
+    example = example_of(job.recipe["tasks"][0], service.home.run(job.id) / "model")
     return (example["context"], example["question"]) if isinstance(example, dict) else (example, "")
 
 

@@ -169,13 +169,16 @@ class Queue:
         with self.database.writing() as connection:
             return self._finish(connection, self._owned(connection, claim), ending, furthest, made)
 
-    def give_up(self, job_id: str, epoch: int, beat: int, detail: str) -> bool:
-        """Take a job from an owner whose count stood still; False when it did something meanwhile."""
+    def give_up(self, job_id: str, epoch: int, beat: int, detail: str, furthest: str = "") -> bool:
+        """Take a job from an owner whose count stood still; False when it did something meanwhile.
+
+        `furthest`: how far its run came, by which an attempt that made progress is no failure.
+        """
         with self.database.writing() as connection:
             job = self._row(connection, job_id)
             if job is None or (job.epoch, job.beat) != (epoch, beat) or job.status not in OWNED:
                 return False
-            self._finish(connection, job, Ending("failed", Reason.WORKER_LOST, detail), "", ())
+            self._finish(connection, job, Ending("failed", Reason.WORKER_LOST, detail), furthest, ())
             return True
 
     def _finish(

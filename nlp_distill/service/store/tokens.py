@@ -43,9 +43,19 @@ def issue(connection: Connection, name: str, scopes: list[Scope], expires_at: in
 
 
 def keep_admin(connection: Connection, token: str) -> None:
-    """Let the token of the service's folder in."""
-    values = {"id": new_id("token"), "created_at": now_ms(), "name": "admin", "scopes": ["admin"]}
-    connection.execute(sqlite.insert(tokens).values(**values, digest=digest(token)).on_conflict_do_nothing())
+    """Let the owner's token in, which is that of the service's folder; one that it replaces is revoked."""
+    mine = digest(token)
+    values = {"id": _owners_id(mine), "created_at": now_ms(), "name": "admin", "scopes": ["admin"]}
+    kept = sqlite.insert(tokens).values(**values, digest=mine)
+    connection.execute(kept.on_conflict_do_update(index_elements=[tokens.c.digest], set_={"revoked": False}))
+    for row in connection.execute(select(tokens).where(tokens.c.digest != mine)).all():
+        if row.id == _owners_id(row.digest):
+            revoke(connection, row.id)
+
+
+def _owners_id(secret: bytes) -> str:
+    """Tokens that were issued have random ids; the owner's can be told by its own."""
+    return f"token_{secret.hex()[:32]}"
 
 
 def whose(connection: Connection, token: str) -> Who | None:
