@@ -178,7 +178,6 @@ def axes(task: Task, batch: Batch, last: str) -> dict[str, Tensor]:
 
     `last`: the teacher's last stack.
     """
-    batch = batch.get("teacher", batch)
     masks: dict[str, Tensor] = {"encoder": batch["attention_mask"].bool()}
     if last == "decoder":
         masks["decoder"] = task.term_mask(batch, "hidden", "decoder")
@@ -264,7 +263,6 @@ def _some(examples: Examples) -> list[Indices]:
 
 def _by_example(task: Task, batch: Batch, last: str) -> bool:
     """Whether logits come one an example, or one a token of it."""
-    batch = batch.get("teacher", batch)
     mask = task.term_mask(batch, "logits", last)
     return mask.dim() == 2 or len(mask) == len(batch["attention_mask"])
 

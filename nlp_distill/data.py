@@ -12,10 +12,11 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nlp_distill.errors import (
     ColumnMissing,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
     from nlp_distill.recipe import Data
+    from nlp_distill.task import Task
 
 SPLITS = {
     "train": "train",
@@ -232,22 +234,42 @@ def _separated(separator: str, name: str) -> Callable[[Path], Dataset]:
         import pandas as pd
 
         text = _text(path, name)
-        try:
-            _refuse_twins(next((row for row in csv.reader(io.StringIO(text), delimiter=separator) if row), []))
+
+        def frame(quoting: Literal[0, 3]) -> pd.DataFrame:
             # Everything as text first: "NA" and "null" are words, "007" keeps its zeros unless all are numbers.
-            frame = pd.read_csv(
+            return pd.read_csv(
                 io.StringIO(text),
                 sep=separator,
                 dtype=str,
                 keep_default_na=False,
                 on_bad_lines="error",
                 index_col=False,
+                quoting=quoting,
             )
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, csv.Error) as error:
-            raise DataUnreadable(source=path, format=name, reason=str(error).strip().split("\n")[0]) from error
-        return _from_frame(frame)
+
+        try:
+            _refuse_twins(next((row for row in csv.reader(io.StringIO(text), delimiter=separator) if row), []))
+            with warnings.catch_warnings():
+                # Cells beyond the header's would be dropped with a warning.
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                return _from_frame(frame(csv.QUOTE_NONE if _bare_quotes(text, separator) else csv.QUOTE_MINIMAL))
+        except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError, csv.Error, Warning) as error:
+            reason = str(error).strip().split("\n")[0]
+            if isinstance(error, pd.errors.ParserWarning):
+                reason = f"a row has more cells than the header ({reason}); put texts with a {separator!r} in quotes"
+            raise DataUnreadable(source=path, format=name, reason=reason) from error
 
     return read
+
+
+def _bare_quotes(text: str, separator: str) -> bool:
+    """Whether a table between tabs has quotation marks that are words' own, as GLUE's have: they would join rows."""
+    if separator != "\t":
+        return False
+    try:
+        return any("\n" in cell and "\t" in cell for row in csv.reader(io.StringIO(text), "excel-tab") for cell in row)
+    except csv.Error:
+        return True
 
 
 def _refuse_twins(header: list[str]) -> None:
@@ -337,13 +359,14 @@ def _from_hub(spec: Data, name: str) -> DatasetDict:
     return DatasetDict({SPLITS.get(split, split): rows for split, rows in loaded.items()})
 
 
-def slices(datasets: DatasetDict, spec: Data) -> Slices:
-    """Cut what the data lacks, by hash, and the selection rows out of train."""
+def slices(datasets: DatasetDict, spec: Data, task: Task | None = None) -> Slices:
+    """Cut what the data lacks, by hash, and the selection rows out of train; rows of one kin (`task`) stay together."""
+    kin, held_rows = (task.kin, task.held) if task is not None else ((), lambda rows: rows)
     source = spec.dataset or (spec.files if isinstance(spec.files, str) else ", ".join((spec.files or {}).values()))
     train = datasets["train"]
     if len(train) < MINIMUM:
         raise TooFewRows(source=source, rows=len(train), minimum=MINIMUM)
-    hashes = _row_hashes(train)
+    hashes = _row_hashes(train, kin)
     if "validation" in datasets:
         evaluation, split = datasets["validation"], "validation"
     elif "test" in datasets:
@@ -351,7 +374,7 @@ def slices(datasets: DatasetDict, spec: Data) -> Slices:
     else:
         count = _count(len(train), *EVALUATION)
         held, kept = _by_hash(hashes, count, "evaluation")
-        evaluation, train = train.select(held), train.select(kept)
+        evaluation, train = held_rows(train.select(held)), train.select(kept)
         split, hashes = f"{len(held)} rows cut from train", [hashes[i] for i in kept]
     count = spec.selection or _count(len(train), *SELECTION)
     if len(train) < 2:
@@ -359,12 +382,14 @@ def slices(datasets: DatasetDict, spec: Data) -> Slices:
     if spec.selection is not None and count >= len(train):
         raise SelectionTooLarge(selection=count, rows=len(train), source=source)
     held, kept = _by_hash(hashes, count, "selection")
-    selection, train = train.select(held), train.select(kept)
+    selection, train = held_rows(train.select(held)), train.select(kept)
     hashes = [hashes[i] for i in kept]
     if spec.limit is not None and spec.limit < len(train):
         limited, _ = _by_hash(hashes, spec.limit, "limit")
         limited = limited[: spec.limit]
         train, hashes = train.select(limited), [hashes[i] for i in limited]
+    if kin:
+        hashes = _row_hashes(train)
     if min(len(train), len(selection), len(evaluation)) == 0:
         raise TooFewRows(source=source, rows=len(datasets["train"]), minimum=MINIMUM)
     parts = {"train": hashes, "selection": _row_hashes(selection), "evaluation": _row_hashes(evaluation)}
@@ -376,9 +401,9 @@ def _count(rows: int, share: float, most: int) -> int:
     return max(1, min(round(rows * share), most))
 
 
-def _row_hashes(rows: Dataset) -> list[str]:
-    """Hash of each row's content, index columns left out."""
-    columns = [name for name in rows.column_names if name not in INDEX_COLUMNS]
+def _row_hashes(rows: Dataset, of: Sequence[str] = ()) -> list[str]:
+    """Hash of each row's content, index columns left out; `of`: of these columns alone."""
+    columns = [name for name in of or rows.column_names if name not in INDEX_COLUMNS]
     lists = [rows[name][:] for name in columns]
     return [
         hashlib.sha256(json.dumps(values, ensure_ascii=False, default=str).encode()).hexdigest()

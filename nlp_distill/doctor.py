@@ -77,7 +77,7 @@ def check_recipe(name: str, overrides: Sequence[str]) -> list[str]:
 
     recipe = load_recipe(name, overrides)
     task = load_task(recipe.task, recipe.options)
-    rows = slices(task.load_data(recipe.data), recipe.data)
+    rows = slices(task.load_data(recipe.data), recipe.data, task)
     source = first_source(recipe, task, rows.train, rows.sha256)
     found = check(recipe, task, source, len(rows.train))
     lines = [f"{name}: {rows.rows['train']:,} rows to learn from, scores on {rows.split}"]

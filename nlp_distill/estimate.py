@@ -91,7 +91,7 @@ def estimate(name: str, overrides: Sequence[str] = (), out: Path = Path()) -> Es
     """Of a recipe on its data. Raises what a run would raise before it trains."""
     recipe = load_recipe(name, overrides)
     task = load_task(recipe.task, recipe.options)
-    rows = slices(task.load_data(recipe.data), recipe.data)
+    rows = slices(task.load_data(recipe.data), recipe.data, task)
     source = first_source(recipe, task, rows.train, rows.sha256)
     found = check(recipe, task, source, len(rows.train))
     tokenizer = load_tokenizer(source.folder, recipe.max_length)

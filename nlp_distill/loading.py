@@ -275,7 +275,8 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
     # Rows are padded in batches of their own lengths; the advice to pad while tokenising is not for us.
     tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
     limit = position_limit(config)
-    tokenizer.model_max_length = min(max_length or tokenizer.model_max_length, limit or NO_LIMIT)
+    wanted = max_length or min(tokenizer.model_max_length, NO_LIMIT)
+    tokenizer.model_max_length = min(wanted, limit) if limit else wanted
     fast: PreTrainedTokenizerFast = tokenizer
     return fast
 

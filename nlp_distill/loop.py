@@ -123,7 +123,7 @@ class Step(nn.Module):
     def forward(self, batch: Batch, teacher: Signal, counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
         """The micro-batch's part of the step's loss, and the sum of each term."""
         device = batch["input_ids"].device.type
-        given = {} if teacher.encoded is None else {"encoder_outputs": (teacher.encoded,)}
+        given = {} if teacher.encoded is None else {"encoder_outputs": (teacher.encoded.float(),)}
         with (
             torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
             capture(self.student, self.objective.student_request) as signal,

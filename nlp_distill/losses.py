@@ -55,6 +55,8 @@ def at_first(values: Tensor, mask: Tensor) -> Tensor:
     return values[torch.arange(len(mask), device=mask.device), mask.int().argmax(1)]
 
 
+IMPOSSIBLE = -1e4
+"""Logits below say that there is no such label: where a question stands no answer begins."""
 CHUNK = 1 << 20
 """Numbers of a wide distribution that a loss looks at together: 4 MB of float32, and a few copies of them."""
 SCORES = 1 << 18
@@ -134,8 +136,13 @@ def logits_jsd(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: f
 
 
 def logits_mse(student: Tensor, teacher: Tensor, mask: Tensor, *, temperature: float, softmax: bool) -> Tensor:
-    """Mean over labels of the squared difference of logits [..., C]: Ba & Caruana 2014, arXiv:1312.6184."""
-    return _masked_rows((student.float() - teacher.float()).square().mean(-1), mask)
+    """Mean over labels of the squared difference of logits [..., C]: Ba & Caruana 2014, arXiv:1312.6184.
+
+    Labels whose logit of the teacher is below `IMPOSSIBLE` do not count.
+    """
+    possible = teacher > IMPOSSIBLE
+    squares = (student.float() - teacher.float()).square().masked_fill(~possible, 0.0)
+    return _masked_rows(squares.sum(-1) / possible.sum(-1).clamp(min=1), mask)
 
 
 def hidden_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

@@ -165,7 +165,7 @@ class Shape(Settings):
     hidden_size: WholeOrNone = Field(None, ge=1, description="Width; unset: the teacher's.")
     attention_heads: WholeOrNone = Field(None, ge=1, description="Heads; unset: the teacher's.")
     intermediate_size: WholeOrNone = Field(
-        None, ge=1, description="Width of the feed-forward; unset: four times the width."
+        None, ge=1, description="Width of the feed-forward; unset: four times hidden_size, or the teacher's."
     )
 
     @model_validator(mode="after")

@@ -161,7 +161,20 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
         return f"-o {override}: write it as key=value, for example -o distill.epochs=3"
     dotted, text = override.split("=", 1)
     value = read_value(text)
-    *parents, last = canonical(dotted)
+    path, distill = canonical(dotted), raw.get("distill")
+    phases = distill.get("phases") if isinstance(distill, dict) else None
+    # What names no phase holds in every one.
+    named = dotted.strip().startswith("distill.phases")
+    count = len(phases) if path[:2] == ("distill", "phases") and isinstance(phases, list) and not named else 1
+    for number in range(max(1, count)):
+        said = _set(raw, (*path[:2], number, *path[3:]) if count > 1 else path, value, override)
+        if said is not None:
+            return said
+    return None
+
+
+def _set(raw: dict[str, Any], path: Path_, value: Any, override: str) -> str | None:
+    *parents, last = path
     here: Any = raw
     for part in parents:
         if isinstance(here, list) and isinstance(part, int) and part < len(here):

@@ -55,7 +55,7 @@ class Road:
         self.accelerator = _accelerator(recipe, rundir)
         self.main: bool = self.accelerator.is_main_process
         self.notify: Notify = notify if self.main else lambda kind, **fields: None
-        self.slices = slices(self.task.load_data(recipe.data), recipe.data)
+        self.slices = slices(self.task.load_data(recipe.data), recipe.data, self.task)
         self.source = first_source(recipe, self.task, self.slices.train, self.slices.sha256)
 
     @property
@@ -67,16 +67,28 @@ class Road:
     @cached_property
     def tokenizer(self) -> Any:
         """The student's tokenizer: its teacher's, unless it is another checkpoint with one of its own."""
-        chosen = self.recipe.student.model
-        if chosen is None:
-            return self.teacher_tokenizer if self.trim is None else self.trim.tokenizer
-        own = load_tokenizer(resolve(chosen).folder, self.recipe.max_length)
-        return self.teacher_tokenizer if own.get_vocab() == self.teacher_tokenizer.get_vocab() else own
+        own, theirs = self._chosen_tokenizer, self.teacher_tokenizer
+        if own is None:
+            return theirs if self.trim is None else self.trim.tokenizer
+        if own.get_vocab() != theirs.get_vocab():
+            return own
+        own.model_max_length = theirs.model_max_length
+        # BERT's rows have token types, for which DistilBERT has no place.
+        return theirs if set(own.model_input_names) == set(theirs.model_input_names) else own
 
     @cached_property
     def teacher_tokenizer(self) -> Any:
-        """The teacher's tokenizer; a student's own where there is no teacher."""
-        return load_tokenizer(self.source.folder, self.recipe.max_length)
+        """The teacher's tokenizer; a student's own where there is no teacher. Of one vocabulary, both cut alike."""
+        theirs, own = load_tokenizer(self.source.folder, self.recipe.max_length), self._chosen_tokenizer
+        if own is not None and own.get_vocab() == theirs.get_vocab():
+            theirs.model_max_length = min(theirs.model_max_length, own.model_max_length)
+        return theirs
+
+    @cached_property
+    def _chosen_tokenizer(self) -> Any:
+        """That of the checkpoint that the student starts from, if it is one of its own."""
+        chosen = self.recipe.student.model
+        return None if chosen is None else load_tokenizer(resolve(chosen).folder, self.recipe.max_length)
 
     @cached_property
     def trim(self) -> Trim | None:

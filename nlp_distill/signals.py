@@ -266,7 +266,7 @@ def may_share_encoder(student: PreTrainedModel, request: Request) -> bool:
     """Whether the student's encoder is frozen and no term reads what happens in it."""
     if not student.config.is_encoder_decoder:
         return False
-    read = {stack for kind in LAYERED for stack, _ in getattr(request, kind)} | request.bias
+    read = {stack for kind in (*LAYERED, "first") for stack, _ in getattr(request, kind)} | request.bias
     return "encoder" not in read and not any(p.requires_grad for p in student.get_encoder().parameters())
 
 

@@ -314,7 +314,8 @@ def _distill_stage(road: Road) -> Made:
 def _control_stage(road: Road) -> Made:
     if not road.recipe.control:
         return [], {"trained": None}
-    phases = [phase.model_copy(update={"losses": [LabelsTerm()]}) for phase in road.recipe.distill.phases]
+    alone = {"losses": [LabelsTerm()], "targets": "data"}
+    phases = [phase.model_copy(update=alone) for phase in road.recipe.distill.phases]
     return _train_student(road, "control", phases, road.rundir.control)
 
 

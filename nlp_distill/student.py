@@ -118,6 +118,8 @@ def shaped_config(teacher: PretrainedConfig, shape: Shape) -> PretrainedConfig:
         if shape.hidden_size is not None:
             part.hidden_size = shape.hidden_size
             setattr(part, stack.intermediate_size, 4 * shape.hidden_size)
+            if hasattr(part, "pooler_hidden_size"):
+                part.pooler_hidden_size = shape.hidden_size
         if shape.attention_heads is not None:
             setattr(part, stack.heads, shape.attention_heads)
         if shape.intermediate_size is not None:

@@ -81,6 +81,8 @@ class Task(ABC):
     """Whether an encoder may be made into the encoder and the decoder of the teacher."""
     several: ClassVar[tuple[str, ...]] = ()
     """Roles that may be several columns."""
+    kin: ClassVar[tuple[str, ...]] = ()
+    """Columns whose equal values make rows belong together: none is learnt from where another is scored."""
     noisy: ClassVar[bool] = False
     """Whether `collate` uses an example's `noise`: each epoch then sees it otherwise, and no teacher can be cached."""
     options_model: ClassVar[type[Options]] = Options
@@ -163,6 +165,10 @@ class Task(ABC):
     @abstractmethod
     def label_loss(self, outputs: Any, batch: Batch) -> Tensor:
         """Sum over the batch of the loss on the true labels, in float32; its count is `term_mask(…, "labels", …)`."""
+
+    def held(self, rows: Dataset) -> Dataset:
+        """Rows that were cut from those to learn from, as they are scored."""
+        return rows
 
     @abstractmethod
     def term_mask(self, batch: Batch, signal: str, stack: str) -> Tensor:

@@ -55,12 +55,12 @@ def known_rows(reference: str, run: Path | None, data: str | None, task: str | N
         name = task or (recipe.task if recipe else None) or _task_name(reference)
         made = load_task(name, recipe.options if recipe and recipe.task == name else None)
         spec = Data(dataset=data)
-        return Known(made, slices(made.load_data(spec), spec))
+        return Known(made, slices(made.load_data(spec), spec, made))
     if recipe is None or task not in (None, recipe.task):
         return Known(load_task(task) if task else None, None, "no data were given (--data), so nothing is scored")
     made = load_task(recipe.task, recipe.options)
     try:
-        return Known(made, slices(made.load_data(recipe.data), recipe.data))
+        return Known(made, slices(made.load_data(recipe.data), recipe.data, made))
     except (DataError, HubUnreachable) as error:
         return Known(None, None, f"the run's own data are not here, so nothing is scored ({error})")
 

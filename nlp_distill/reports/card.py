@@ -214,7 +214,8 @@ def _limits(results: dict[str, Any], best: dict[str, Any], tokenizer: Any) -> li
         "Latencies are of one machine; compare them with each other rather than with another table's.",
         "A student inherits the biases of its teacher and of its data. None was measured.",
     ]
-    if best["settings"].get("profile") == "dynamic":
+    # ExecuTorch's programs run each row alone by themselves.
+    if best["settings"].get("pipeline_batch") == 1 and best["runtime"] != "executorch":
         limits.insert(0, f"Ask {best['name']} one text at a time, as it was scored: its answers depend on batch mates.")
     if best["settings"].get("target"):
         target = best["settings"]["target"]

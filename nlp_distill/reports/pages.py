@@ -62,7 +62,7 @@ def report(path: str | Path) -> list[Path]:
     recipe = load_recipe(str(path), [])
     task = load_task(recipe.task, recipe.options)
     try:
-        found = slices(task.load_data(recipe.data), recipe.data)
+        found = slices(task.load_data(recipe.data), recipe.data, task)
     except (DataError, HubUnreachable):
         return publish(run, task, None)
     same = found.sha256["evaluation"] == read_json(run.results)["data"]["sha256"]["evaluation"]

@@ -20,6 +20,7 @@ from nlp_distill.errors import (
     SignalMissing,
     TokenizerMismatch,
 )
+from nlp_distill.loading import load_tokenizer
 from nlp_distill.testing import save_tiny, tiny_questions, tiny_reversals, tiny_rows, write_rows, write_split
 
 ROOT = Path(__file__).parents[2]
@@ -161,7 +162,7 @@ def test_a_new_teacher_is_made_once_and_depends_on_the_seed(tiny_recipe, tmp_pat
     recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST}, export=[])
     for seed in (0, 0, 1):
         nlp_distill.run(recipe, f"seed={seed}", out=tmp_path / f"run{seed}", until="data")
-    assert len(list((tmp_path / "cache" / "starts").iterdir())) == 2
+    assert len(list((tmp_path / "cache" / "starts").glob("*/config.json"))) == 2
 
 
 def test_general_distillation_and_then_a_task_without_a_teacher(tiny_recipe, tiny_teacher, tiny_data, tmp_path):
@@ -281,6 +282,16 @@ def test_different_tokenizers_read_the_text_twice_or_are_refused(tiny_recipe, ti
     own = json.loads((run.path / "model" / "tokenizer.json").read_text())["model"]["vocab"]
     theirs = json.loads((run.path / "teacher" / "tokenizer.json").read_text())["model"]["vocab"]
     assert own == vocabulary["model"]["vocab"] != theirs
+
+
+def test_a_checkpoint_that_takes_other_inputs_keeps_its_own_tokenizer(tiny_recipe, tiny_teacher, tmp_path):
+    """DistilBERT has no token types, and this one fewer positions than its teacher, whose words it shares."""
+    student = save_tiny(tmp_path / "distil", "distilbert", "AutoModel", max_position_embeddings=16)
+    recipe = tiny_recipe(student={"model": str(student)}, teacher={"model": str(tiny_teacher), "finetune": FAST})
+    run = nlp_distill.run(recipe, "distill.epochs=1", out=tmp_path / "run", until="evaluate")
+    kept = load_tokenizer(run.path / "model")
+    assert kept.model_max_length == 16 and "token_type_ids" not in kept.model_input_names
+    assert {"logits", "hidden"} <= run.dir.manifest()["stages"]["distill"]["trained"][0]["history"][0].keys()
 
 
 def test_what_cannot_be_without_a_teacher_is_refused(tiny_recipe, tiny_teacher, tmp_path):

@@ -339,6 +339,12 @@ def test_the_longest_input_is_within_the_positions(folder, asked, got):
     assert load_tokenizer(folder, asked).model_max_length == got
 
 
+def test_relative_positions_have_no_end_but_the_one_that_is_asked_for(tmp_path):
+    t5 = save_tiny(tmp_path / "t5", "t5", "AutoModelForSeq2SeqLM")
+    assert load_tokenizer(t5, 2048).model_max_length == 2048
+    assert load_tokenizer(t5).model_max_length <= 1024
+
+
 def test_roberta_keeps_positions_for_its_padding(tmp_path):
     assert load_tokenizer(save_tiny(tmp_path / "roberta", "roberta"), 500).model_max_length == 65
 

@@ -53,6 +53,9 @@ def test_logits_mse(g):
     s, t = rand(g, B, C), rand(g, B, C)
     expected = (s - t).square().mean(-1)[:2].sum()
     assert torch.allclose(losses.logits_mse(s, t, ROWS, temperature=2, softmax=True), expected)
+    # Where nothing can be, as behind the end of a shorter text, there is nothing to learn and nothing to count.
+    wider = [torch.cat([logits, torch.full((B, 7), -1e5)], 1) for logits in (s, t)]
+    assert torch.allclose(losses.logits_mse(*wider, ROWS, temperature=2, softmax=True), expected)
 
 
 def test_hidden_mse_and_cosine_by_loop(g):

@@ -133,10 +133,12 @@ def test_an_interrupted_push_goes_on(made, hub, call):
     message = call("push", made, "org/small", code=3)
     assert "Nothing was published to 'org/small' yet" in message and "same command" in message
     assert hub.commits("org/small") == ["initial commit"]
-    assert {len(content) for content in hub.large.values()} == {19, 29}, "the two graphs"
+    # The two graphs are sent beside the weights; the library may give one up when these fail.
+    arrived = {len(content) for content in hub.large.values()}
+    assert arrived and arrived <= {19, 29}
     before = hub.received()
     call("push", made, "org/small")
-    assert hub.received() - before == weights.stat().st_size
+    assert hub.received() - before == weights.stat().st_size + sum({19, 29} - arrived)
     assert hub.files("org/small")["model.safetensors"] == weights.read_bytes()
 
 

@@ -49,6 +49,16 @@ def test_overrides_reach_short_and_long_forms():
     assert parse(GOOD, "teacher.finetune.learning_rate=1e-4").teacher.finetune.learning_rate == 1e-4
 
 
+def test_an_override_that_names_no_phase_holds_in_every_one():
+    epochs = [phase.epochs for phase in parse(GOOD, "distill.recipe=tinybert").distill.phases]
+    both = parse(GOOD, "distill.recipe=tinybert", "distill.epochs=9", "distill.phases.1.batch_size=4").distill.phases
+    assert (
+        len(epochs) == 2
+        and [phase.epochs for phase in both] == [9, 9]
+        and both[1].batch_size == 4 != both[0].batch_size
+    )
+
+
 def test_every_problem_is_reported_with_line_and_nearest_name():
     text = """task: classification
 data: {dataset: glue/sst2, colums: {text: a}}

@@ -58,3 +58,4 @@ def test_gradients_are_the_same_to_the_bit(kind):
 def test_an_encoder_that_trains_or_that_a_term_reads_is_not_shared():
     assert not trained_once("t5", DECODER, True, freeze=("embeddings",))[0]
     assert not trained_once("t5", [LogitsTerm(), HiddenTerm()], True)[0]
+    assert not trained_once("t5", [LogitsTerm(), HiddenTerm(tokens="first")], True)[0]

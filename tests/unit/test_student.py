@@ -110,6 +110,9 @@ def test_shaped_students_are_narrower_and_come_from_the_seed():
     shape = Shape(layers=2, hidden_size=16, attention_heads=2)
     one, two, other = (shaped_student(teacher, shape, AUTO, seed).model for seed in (1, 1, 2))
     assert one.config.hidden_size == 16 and one.config.intermediate_size == 64
+    deberta = tiny("deberta-v2")
+    deberta.config.pooler_hidden_size = deberta.config.hidden_size
+    assert logits(shaped_student(deberta, shape, AUTO, 1).model).isfinite().all()
     assert torch.equal(logits(one), logits(two))
     assert not torch.equal(logits(one), logits(other))
 

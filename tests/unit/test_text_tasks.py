@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 
+from nlp_distill.data import slices
 from nlp_distill.errors import ColumnsUnclear, TextInvalid
 from nlp_distill.loading import new_model
 from nlp_distill.recipe import Data
@@ -27,6 +28,17 @@ def test_rows_of_one_source_share_their_references_when_they_are_scored():
     assert checked(rows, USED, "s", group=False)["target"][:] == ["x", "y", "z"]
     lists = checked(pairs(("a", ["x", "z"])), USED, "s", group=False)
     assert lists["source"][:] == ["a", "a"] and lists["target"][:] == ["x", "z"]
+
+
+def test_no_source_is_learnt_from_where_it_is_scored():
+    several = [(f"source {n}", [f"{n} {reference}" for reference in "abc"]) for n in range(60)]
+    made = DatasetDict(train=checked(pairs(*several), USED, "s", group=False))
+    cut = slices(made, Data(dataset="rows"), load_task("seq2seq"))
+    parts = [cut.train, cut.selection, cut.evaluation]
+    sources = [set(part["source"][:]) for part in parts]
+    assert len(set.union(*sources)) == sum(map(len, sources)) == 60
+    assert {len(row) for part in parts[1:] for row in part["references"]} == {3}
+    assert len(cut.train) == 3 * len(sources[0])
 
 
 @pytest.mark.parametrize("row", [("", "x"), ("a", " "), ("a", []), ("a", None)])

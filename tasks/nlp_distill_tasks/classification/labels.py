@@ -38,6 +38,7 @@ def settle(train: Dataset, column: str | list[str], spec: Data, source: str) -> 
     _refuse_other_problem(several, column, spec, source)
     _refuse_odd([label for row in values for label in row] if several else values, source)
     if several:
+        _refuse_indicators(values, source)
         return Labels("multi_label", _list_names(feature, values, spec))
     is_float = all(isinstance(value, float) for value in values)
     if is_float and spec.problem == "auto" and all(value.is_integer() for value in values):
@@ -115,6 +116,17 @@ def _class_names(feature: Any, values: list[Any], spec: Data, source: str) -> li
         raise OneClassOnly(source=source, label=different[0])
     _refuse_many(len(names), source)
     return [str(name) for name in names]
+
+
+def _refuse_indicators(values: list[list[Any]], source: str) -> None:
+    """Lists of 0 and 1 of one length that repeat a number are no lists of ids: those name each label once."""
+    numbers = {label for row in values for label in row}
+    if numbers <= {0, 1} and len({len(row) for row in values}) == 1:
+        for row, members in enumerate(values):
+            if len(set(members)) < len(members):
+                reason = f"the list {members!r} says 0 or 1 of each label; a list of labels names those that hold"
+                fix = "make each label a column of 0 and 1 (data.columns.label: [a, b, …]), or list the ids"
+                raise LabelsInvalid(source=source, reason=reason, row=row, fix=fix)
 
 
 def _list_names(feature: Any, values: list[list[Any]], spec: Data) -> list[str]:

@@ -20,7 +20,7 @@ from nlp_distill.recipe import Data
 from nlp_distill.settings import Number, Whole
 from nlp_distill.task import Batch, Groups
 from nlp_distill_tasks.seq2seq.metrics import BLEU_SIGNATURE, CHRF_SIGNATURE, ROUGE_SIGNATURE, scores, statistics
-from nlp_distill_tasks.seq2seq.rows import checked, columns
+from nlp_distill_tasks.seq2seq.rows import checked, columns, grouped
 
 IGNORED = -100
 QUARTERS = 4
@@ -57,6 +57,7 @@ class Seq2Seq(Task):
     roles = ("source", "target")
     options_model = Seq2SeqOptions
     warm_start = True
+    kin = ("source",)
 
     label_names: list[str] = []  # noqa: RUF012  no labels; never changed
     used: dict[str, str]
@@ -67,6 +68,10 @@ class Seq2Seq(Task):
         super().__init__(options)
         self._cut = {}
         self.primary_metric = self.options.metric
+
+    def held(self, rows: Dataset) -> Dataset:
+        """Rows of one source are one, with all their references."""
+        return grouped(rows)
 
     def load_data(self, spec: Data) -> DatasetDict:
         """Checked rows with `source`, `target` and `references`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -49,19 +49,28 @@ def checked(dataset: Dataset, used: Mapping[str, str], source: str, group: bool)
     for role in ("source", "target"):
         require_column(dataset.column_names, used[role], role, source)
     sources, targets = dataset[used["source"]][:], dataset[used["target"]][:]
-    found: dict[str, list[str]] = {}
     pairs: list[tuple[str, str]] = []
     for row, (text, target) in enumerate(zip(sources, targets, strict=True)):
         references = list(target) if isinstance(target, list) else [target]
         for role, values in (("source", [text]), ("target", references or [None])):
             if not all(isinstance(value, str) and value.strip() for value in values):
                 raise TextInvalid(source=source, column=used[role], reason="no text", row=row)
-        kept = [reference.strip() for reference in references]
-        found.setdefault(text, []).extend(kept)
-        pairs += [(text, reference) for reference in kept]
-    if group:
-        entries = [(text, references[0], references) for text, references in found.items()]
-    else:
-        entries = [(text, reference, [reference]) for text, reference in pairs]
+        pairs += [(text, reference.strip()) for reference in references]
+    return _of_entries(_together(pairs) if group else [(text, reference, [reference]) for text, reference in pairs])
+
+
+def grouped(rows: Dataset) -> Dataset:
+    """Rows to be scored, of those to learn from."""
+    return _of_entries(_together(zip(rows["source"][:], rows["target"][:], strict=True)))
+
+
+def _together(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str, list[str]]]:
+    found: dict[str, list[str]] = {}
+    for text, reference in pairs:
+        found.setdefault(text, []).append(reference)
+    return [(text, references[0], references) for text, references in found.items()]
+
+
+def _of_entries(entries: list[tuple[str, str, list[str]]]) -> Dataset:
     made = zip(*entries, strict=True)
     return Dataset.from_dict(dict(zip(("source", "target", "references"), map(list, made), strict=True)))
