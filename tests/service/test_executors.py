@@ -190,6 +190,8 @@ import os
 from torch import distributed
 distributed.init_process_group("gloo")
 print("rank", distributed.get_rank(), "of", distributed.get_world_size(), flush=True)
+# Or the first to leave hangs up on one that is still connecting.
+distributed.barrier()
 distributed.destroy_process_group()
 """
     handle = executor.submit(spec(script, processes=2))
