@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nlp_distill.data import slices
+from nlp_distill.cutting import slices
 from nlp_distill.loading import load_model, load_tokenizer
 from nlp_distill.loop import Rows, Step, adamw
 from nlp_distill.objective import Objective

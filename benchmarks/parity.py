@@ -10,7 +10,7 @@ import torch
 from prepared import AUTO, BATCH, LENGTH, STUDENT, Bench, held_out, texts, write_rows
 
 import nlp_distill
-from nlp_distill.data import slices
+from nlp_distill.cutting import slices
 from nlp_distill.loading import load_model, load_tokenizer
 from nlp_distill.loop import Rows, Step, adamw, learning_rate
 from nlp_distill.losses import logits_kl

@@ -12,7 +12,7 @@ import numpy as np
 
 import nlp_distill
 from nlp_distill.batches import epoch_steps
-from nlp_distill.data import slices
+from nlp_distill.cutting import slices
 from nlp_distill.loading import load_tokenizer
 from nlp_distill.recipe import Data, Recipe
 from nlp_distill.task import load_task

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nlp_distill.data import slices
+from nlp_distill.cutting import slices
 from nlp_distill.families import BASES, family_of, known_model_types
 from nlp_distill.hub_data import hub_reachable
 from nlp_distill.recipe import Export

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from nlp_distill.data import slices
+from nlp_distill.cutting import slices
 from nlp_distill.errors import DiskFull
 from nlp_distill.families import family_of
 from nlp_distill.loading import load_tokenizer, shape_of

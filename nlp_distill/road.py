@@ -22,7 +22,7 @@ from accelerate.utils import (
 from datasets import Dataset
 from transformers import PretrainedConfig
 
-from nlp_distill.data import slices
+from nlp_distill.cutting import slices
 from nlp_distill.errors import RunFailed, TrackerMissing
 from nlp_distill.loading import load_model, load_tokenizer
 from nlp_distill.loop import Notify, Rows, Setting

@@ -18,7 +18,7 @@ from nlp_distill.errors import ModelUnfit
 from nlp_distill.families import BASES
 from nlp_distill.loading import has_class, load_config, load_tokenizer, new_model, save_model, warm_start
 from nlp_distill.recipe import NewModel, Recipe
-from nlp_distill.rundir import new_folder, sha256_json
+from nlp_distill.rundir import new_folder, place_errors, sha256_json
 from nlp_distill.shelf import cache_folder
 from nlp_distill.sources import Source, resolve
 from nlp_distill.task import Task
@@ -62,7 +62,8 @@ def first_source(recipe: Recipe, task: Task, rows: Dataset, data_sha256: Any) ->
 @contextmanager
 def _once(folder: Path) -> Iterator[bool]:
     """Whether the folder is still to be written; by one process at a time, of this run and of all others."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with place_errors(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         yield not (folder / "config.json").is_file()
 

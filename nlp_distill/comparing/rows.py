@@ -11,7 +11,7 @@ import numpy as np
 
 from nlp_distill.comparing.blocks import Cell
 from nlp_distill.comparing.subjects import Subject
-from nlp_distill.data import Slices, slices
+from nlp_distill.cutting import Slices, slices
 from nlp_distill.errors import DataError, HubUnreachable, LabelMismatch, ModelHasNoTask, NotMeasurable
 from nlp_distill.loading import load_config, load_tokenizer
 from nlp_distill.prediction import choose, task_of

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from nlp_distill.data import slices
+from nlp_distill.cutting import slices
 from nlp_distill.errors import DataError, HubUnreachable, ResultsMissing, RunFolderDamaged, RunFolderNotFound
 from nlp_distill.recipe_file import load_recipe
 from nlp_distill.reports.document import document

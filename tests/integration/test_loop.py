@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from nlp_distill.checkpoint import CheckpointFolder
-from nlp_distill.data import slices
+from nlp_distill.cutting import slices
 from nlp_distill.errors import Interrupted, LossNotFinite
 from nlp_distill.loading import load_model, load_tokenizer
 from nlp_distill.loop import Rows, Setting, learning_rate, selection_score, train

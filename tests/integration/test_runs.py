@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 import nlp_distill
 from nlp_distill.cli import main
-from nlp_distill.data import slices
+from nlp_distill.cutting import slices
 from nlp_distill.errors import BudgetMissed, StageChanged, TrackerMissing
 from nlp_distill.task import load_task
 from nlp_distill.testing import BAD, GOOD, save_tiny, tiny_rows

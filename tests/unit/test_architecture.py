@@ -19,7 +19,7 @@ TIERS = [
     {"task", "rundir", "families", "vetting", "hub_trouble"},
     {"sources", "shelf", "first_token"},
     {"hub_data", "hub"},
-    {"web", "recipe_file", "loading", "signals", "losses", "batches", "checkpoint", "data"},
+    {"web", "recipe_file", "loading", "signals", "losses", "batches", "checkpoint", "data", "cutting"},
     {"student", "vocabulary", "stage_keys", "precision", "starter", "starts", "testing", "cache", "asking"},
     {"objective", "scores"},
     {"loop"},

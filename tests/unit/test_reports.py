@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from nlp_distill.data import slices
+from nlp_distill.cutting import slices
 from nlp_distill.errors import ResultsMissing, RunFolderDamaged, RunFolderNotFound
 from nlp_distill.recipe import Data
 from nlp_distill.reports.curves import trainings

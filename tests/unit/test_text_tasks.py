@@ -4,7 +4,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict
 
-from nlp_distill.data import slices
+from nlp_distill.cutting import slices
 from nlp_distill.errors import ColumnsUnclear, TextInvalid
 from nlp_distill.loading import new_model
 from nlp_distill.recipe import Data
