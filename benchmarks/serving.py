@@ -197,7 +197,7 @@ def overload(server: Server, scratch: Path, script: Path, capacity: float, secon
             heard.append((status, (time.perf_counter() - begin) * 1e3))
             if len(heard) % 50 == 1:
                 sizes.append(server.memory())
-            time.sleep(0.02)
+            time.sleep(0.005)
         assert flooding.stdout is not None
         said = flooding.stdout.read()
     begin = time.perf_counter()
@@ -270,7 +270,7 @@ def main() -> None:
         idle = servers[OURS].memory()
         blocks, latencies = blocks_of(servers, script, given.rounds, given.seconds)
         capacity = statistics.median(block.examples / block.wall for block in blocks[OURS])
-        flooded = overload(servers[OURS], Path(folder), script, capacity, 2 * given.seconds)
+        flooded = overload(servers[OURS], Path(folder), script, capacity, 4 * given.seconds)
     result = {
         "connections": CONNECTIONS,
         "rounds": given.rounds,

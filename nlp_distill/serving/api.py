@@ -74,18 +74,16 @@ def prediction_router(models: list[Served], engines: Mapping[str, Engine], metri
     return router
 
 
-def admission(models: list[Served], engines: Mapping[str, Engine]) -> Callable[[Scope], None]:
-    """Refuses what an engine has no room for before anything else is done: under a flood that must cost little."""
+def rooms(models: list[Served], engines: Mapping[str, Engine]) -> Callable[[Scope], Engine | None]:
+    """The engine that a request asks for: what it has no room for is refused before anything else is done."""
     asked = {"/predict": models[0].id, "/": models[0].id}
     for model in models:
         asked |= {f"/models/{model.id}": model.id, f"/v2/models/{model.id}/infer": model.id}
 
-    def admit(scope: Scope) -> None:
-        engine = engines.get(asked.get(scope["path"], "")) if scope["method"] == "POST" else None
-        if engine is not None:
-            engine.admit(1)
+    def room_of(scope: Scope) -> Engine | None:
+        return engines.get(asked.get(scope["path"], "")) if scope["method"] == "POST" else None
 
-    return admit
+    return room_of
 
 
 def is_ready(engines: Mapping[str, Engine], model: Served) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import FileResponse, HTMLResponse
 
-from nlp_distill.serving.api import admission, prediction_router
+from nlp_distill.serving.api import prediction_router, rooms
 from nlp_distill.serving.catalog import Served
 from nlp_distill.serving.engines import Engine, running
 from nlp_distill.serving.metrics import Metrics
@@ -44,7 +45,7 @@ def make_app(models: list[Served], engines: Mapping[str, Engine], metrics: Metri
     """The app. `engines` may fill up after it is made."""
     known = one_token(settings.token) if settings.token else None
     access = Access(known, settings.hosts, OPEN)
-    app = new_app("nlp-distill serve", access, MAX_BODY, admit=admission(models, engines))
+    app = new_app("nlp-distill serve", access, MAX_BODY, room_of=rooms(models, engines))
     app.include_router(prediction_router(models, engines, metrics))
     app.include_router(inference_router(models, engines))
     _add_page(app)
@@ -99,6 +100,9 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where."""
+        # What is there now stays: the collector need not look through it again while requests wait.
+        gc.collect()
+        gc.freeze()
         await super().startup(sockets)
         for server in self.servers if self.started else []:
             for listening in server.sockets:

@@ -60,6 +60,7 @@ class Engine:
         self._metrics = metrics
         self._waiting: dict[int, _Waiting] = {}
         self._rows = 0
+        self._inside = 0
         self._count = 0
         self._row_seconds = 0.01
         self._heard = 0.0
@@ -82,7 +83,7 @@ class Engine:
     async def ask(self, inputs: Any, parameters: dict[str, Any], rows: int) -> Answer:
         """The pipeline's answer to inputs that hold `rows` rows. Raises `Problem`: 422, 429, 500, 503."""
         name = self.served.id
-        self.admit(rows)
+        self._check_room(self._rows, rows)
         self._count += 1
         number = self._count
         waiting = _Waiting(asyncio.get_running_loop().create_future(), rows)
@@ -104,16 +105,30 @@ class Engine:
             self._metrics.requests.labels(name, outcome).inc()
             self._metrics.seconds.labels(name).observe(time.monotonic() - waiting.since)
 
-    def admit(self, rows: int) -> None:
-        """Raises `Problem` (429, 503) where there is no room for so many rows."""
+    # The room: requests that have entered, of which the engine has some, and rows that it has
+
+    def look(self) -> None:
+        """Raises `Problem` (429, 503) where one more request has no room."""
+        self._check_room(max(self._inside, self._rows), 1)
+
+    def enter(self) -> None:
+        """Take a place: what comes at the same moment must not be let in as well. Raises `Problem` (429, 503)."""
+        self.look()
+        self._inside += 1
+
+    def leave(self) -> None:
+        """Give the place back."""
+        self._inside -= 1
+
+    def _check_room(self, taken: int, more: int) -> None:
         if not self.ready:
             self._metrics.requests.labels(self.served.id, "engine_not_ready").inc()
             raise not_ready(self.served.id)
         # A request of many rows is let in where nothing waits, whatever the limit.
-        if self._rows and self._rows + rows > self._most_rows:
+        if taken and taken + more > self._most_rows:
             self._metrics.requests.labels(self.served.id, "queue_full").inc()
-            seconds = max(1, math.ceil(self._rows * self._row_seconds))
-            detail = f"'{self.served.id}' has all it can do ({self._rows} inputs wait); ask again in {seconds} s."
+            seconds = max(1, math.ceil(taken * self._row_seconds))
+            detail = f"'{self.served.id}' has all it can do ({taken} inputs wait); ask again in {seconds} s."
             raise Problem(429, "queue_full", detail, {"Retry-After": str(seconds)})
 
     # The process

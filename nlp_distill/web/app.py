@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.types import Scope
 
 from nlp_distill import __version__
-from nlp_distill.web.guard import Access, Guard
+from nlp_distill.web.guard import Access, Guard, Room
 from nlp_distill.web.problems import answer_with_problems
 
 
@@ -20,12 +20,12 @@ def new_app(
     larger: Mapping[str, int] | None = None,
     body_seconds: float = 30.0,
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
-    admit: Callable[[Scope], None] | None = None,
+    room_of: Callable[[Scope], Room | None] = lambda scope: None,
 ) -> FastAPI:
     """An app whose errors are problem documents, behind the guard, with no page that loads from elsewhere.
 
     `max_body`: bytes that a body may have; `larger`: prefix of a path → bytes, where it may have others;
-    `body_seconds`: how long it may take to arrive; `admit`: raises `Problem` where there is no room.
+    `body_seconds`: how long it may take to arrive; `room_of`: see `Guard`.
     """
     app = FastAPI(
         title=title,
@@ -36,6 +36,6 @@ def new_app(
     )
     answer_with_problems(app)
     app.add_middleware(
-        Guard, access=access, max_body=max_body, larger=larger or {}, body_seconds=body_seconds, admit=admit
+        Guard, access=access, max_body=max_body, larger=larger or {}, body_seconds=body_seconds, room_of=room_of
     )
     return app

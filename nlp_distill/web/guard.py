@@ -7,7 +7,6 @@ our own page or from no page, and beyond loopback every request needs the token.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -15,10 +14,12 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+import anyio
+from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,6 +36,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+ALWAYS = [(name.encode(), value.encode()) for name, value in {**HEADERS, "cache-control": "no-store"}.items()]
 COOKIE = "nlpd_session"
 
 
@@ -77,10 +79,24 @@ class Access:
         return any(path.startswith(name[:-1]) if name.endswith("*") else path == name for name in given)
 
 
+class Room(Protocol):
+    """Where requests may be many. What it has no place for is refused before its body is read or a route looked for."""
+
+    def look(self) -> None:
+        """Raises `Problem` where it is full."""
+
+    def enter(self) -> None:
+        """Take a place. Raises `Problem` where there is none."""
+
+    def leave(self) -> None:
+        """Give the place back."""
+
+
 class Guard:
     """ASGI middleware. `scope["state"]` gets `request_id`, and `who` as `Access.known` gave it.
 
-    `admit` raises `Problem` for what there is no room for; its body is not read, nor is any route looked for.
+    `room_of`: the room that a request asks for, if any. Its place is taken once its body has arrived: one that is sent
+    slowly holds none.
     """
 
     def __init__(
@@ -90,14 +106,14 @@ class Guard:
         max_body: int,
         larger: Mapping[str, int],
         body_seconds: float,
-        admit: Callable[[Scope], None] | None = None,
+        room_of: Callable[[Scope], Room | None],
     ) -> None:
         self.app = app
         self.access = access
         self.max_body = max_body
         self.larger = larger
         self.body_seconds = body_seconds
-        self.admit = admit
+        self.room_of = room_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse, or pass on."""
@@ -110,9 +126,9 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for header, value in {**HEADERS, "cache-control": "no-store", "x-request-id": name}.items():
-                    headers.setdefault(header, value)
+                given = {header for header, _ in message["headers"]}
+                ours = [pair for pair in ALWAYS if pair[0] not in given]
+                message["headers"] = [*message["headers"], *ours, (b"x-request-id", name.encode())]
             await send(message)
 
         try:
@@ -120,14 +136,22 @@ class Guard:
             self._check_host(headers)
             by_cookie = self._check_token(scope, headers, state)
             self._check_origin(scope, headers, by_cookie)
-            if self.admit is not None:
-                self.admit(scope)
-            within_caps = self._within_caps(scope, headers, receive)
+            room = self.room_of(scope)
+            if room is not None:
+                room.look()
+            receive = self._within_caps(scope, headers, receive)
+            if room is not None:
+                receive = await _whole(receive)
+                room.enter()
         except Problem as problem:
             answer = self._to_sign_in(scope, Headers(scope=scope), problem) or problem.response(name)
             await answer(scope, receive, send_with_headers)
             return
-        await self.app(scope, within_caps, send_with_headers)
+        try:
+            await self.app(scope, receive, send_with_headers)
+        finally:
+            if room is not None:
+                room.leave()
 
     def _to_sign_in(self, scope: Scope, headers: Headers, problem: Problem) -> Response | None:
         """Where a person is sent instead of being told of tokens; they come back to what they read."""
@@ -140,21 +164,8 @@ class Guard:
 
     def _check_host(self, headers: Headers) -> None:
         given = headers.getlist("host")
-        if len(given) != 1 or not self._host_known(given[0]):
+        if len(given) != 1 or not _host_known(given[0], self.access.hosts):
             raise Problem(421, "host_unknown", "This server does not answer to that name; allow it with --allow-host.")
-
-    def _host_known(self, given: str) -> bool:
-        try:
-            name = (urlsplit(f"//{given}").hostname or "").rstrip(".")
-        except ValueError:
-            return False
-        if name == "localhost" or name in self.access.hosts:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
 
     def _check_token(self, scope: Scope, headers: Headers, state: dict[str, Any]) -> bool:
         """Whether it was a cookie that let the request in."""
@@ -194,8 +205,10 @@ class Guard:
             if complete:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), end - time.monotonic())
-            except asyncio.TimeoutError:
+                # `asyncio.wait_for` would make a task of each wait, and let all other requests in between.
+                with anyio.fail_after(end - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
                 detail = f"The body did not arrive within {self.body_seconds:g} s; send it again, faster."
                 raise Problem(408, "body_slow", detail, {"Connection": "close"}) from None
             complete = not message.get("more_body", False)
@@ -205,6 +218,38 @@ class Guard:
             return message
 
         return capped
+
+
+async def _whole(receive: Receive) -> Receive:
+    """Wait for the body. Returns what gives it in one piece."""
+    parts, message = [], await receive()
+    while message["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            message = {**message, "body": b"".join(parts)}
+            break
+        message = await receive()
+    first: list[Message] = [message]
+
+    async def again() -> Message:
+        return first.pop() if first else await receive()
+
+    return again
+
+
+@lru_cache(maxsize=256)
+def _host_known(given: str, hosts: tuple[str, ...]) -> bool:
+    try:
+        name = (urlsplit(f"//{given}").hostname or "").rstrip(".")
+    except ValueError:
+        return False
+    if name == "localhost" or name in hosts:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _cookie(headers: Headers) -> str:

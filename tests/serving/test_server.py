@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -21,7 +22,7 @@ from huggingface_hub import InferenceClient
 from nlp_distill.prediction import load_pipeline
 from nlp_distill.serving.app import Settings, make_app
 from nlp_distill.serving.catalog import Served
-from nlp_distill.serving.engines import Engine
+from nlp_distill.serving.engines import Answer, Engine
 from nlp_distill.serving.metrics import Metrics
 from nlp_distill.testing import WORDS, tiny_rows
 
@@ -347,6 +348,45 @@ def test_what_a_full_engine_refuses_is_not_even_read(tmp_path):
     for path in ("/models/free", "/v2/models/free/infer", "/compare"):
         assert asyncio.run(ask(path)) == 422
     assert asyncio.run(ask("/models", "GET")) == 200
+
+
+def test_a_burst_is_let_in_as_far_as_there_is_room(tmp_path, monkeypatch):
+    model, metrics = Served("m", tmp_path, FP32, "classification", light=True), Metrics()
+    engine = Engine(model, threads=1, most_rows=2, metrics=metrics)
+    engine.ready, asked = True, []
+    app = httpx.ASGITransport(make_app([model], {"m": engine}, metrics, Settings()))
+
+    async def burst():
+        answering, arriving = asyncio.Event(), asyncio.Event()
+
+        async def ask(inputs, parameters, rows):
+            asked.append(inputs)
+            await answering.wait()
+            return Answer(b"[]", 0.0)
+
+        async def slow():
+            yield b'{"inputs": '
+            await arriving.wait()
+            yield b'"slow"}'
+
+        monkeypatch.setattr(engine, "ask", ask)
+        async with httpx.AsyncClient(transport=app, base_url="http://localhost", verify=False) as client:
+            post = functools.partial(client.post, "/predict", headers={"content-type": "application/json"})
+            late = [asyncio.create_task(post(content=slow())) for _ in range(5)]
+            await asyncio.sleep(0.05)
+            sent = [asyncio.create_task(post(json={"inputs": str(number)})) for number in range(30)]
+            await asyncio.sleep(0.2)
+            assert len(asked) == 2 and sum(one.done() for one in sent) == 28
+            answering.set()
+            statuses = [answer.status_code for answer in await asyncio.gather(*sent)]
+            arriving.set()
+            assert [answer.status_code for answer in await asyncio.gather(*late)].count(200) >= 2
+            return statuses
+
+    statuses = asyncio.run(burst())
+    assert (statuses.count(200), statuses.count(429)) == (2, 28)
+    engine.look()
+    assert engine._inside == 0
 
 
 def test_what_was_asked_before_the_end_is_answered(tmp_path, answerers):
