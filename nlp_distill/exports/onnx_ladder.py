@@ -23,6 +23,7 @@ SENSITIVITY_ROWS = 8
 WITHOUT = 3
 """Products that stay in higher precision when int8 loses too much."""
 
+SMOOTHED = {"activations": "outlying channels smoothed into the weights"}
 _BY_ROW = "weights of {} bits in blocks of {}, activations int8 by row"
 
 
@@ -49,12 +50,12 @@ def _inputs(row: dict[str, Any]) -> dict[str, NDArray[np.int64]]:
 
 
 def _fast(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
-    model = onnx_graph.fused(file, feeds)
-    all_rows = onnx_graph.ranges(model, feeds, 100)
+    plain = onnx_graph.fused(file, feeds)
     says = "static int8, weights per channel"
 
-    def static(found: onnx_graph.Ranges, bits: int, without: list[str]) -> Callable[[Path], None]:
+    def static(model: onnx.ModelProto, bits: int, without: list[str]) -> Callable[[Path], None]:
         def make(folder: Path) -> None:
+            found = onnx_graph.ranges(model, feeds)
             quantized = onnx_graph.static_int8(model, found, plain=False, without=without)
             if without:
                 quantized = onnx_graph.few_bits(quantized, 8, 128)
@@ -62,21 +63,25 @@ def _fast(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]
 
         return make
 
-    yield Attempt(_said(says, feeds, "largest values", embeddings=4), static(all_rows, 4, []))
-    # As fast, and larger: what the embeddings lost needs no product in higher precision.
-    yield Attempt(_said(says, feeds, "largest values", embeddings=8), static(all_rows, 8, []))
-    worst = onnx_graph.most_sensitive(model, all_rows, feeds[:: max(1, len(feeds) // SENSITIVITY_ROWS)], WITHOUT)
-    said = _said(says, feeds, "largest values", embeddings=8) | {"not_static": worst}
-    yield Attempt(said, static(all_rows, 8, worst))
-    most_rows = onnx_graph.ranges(model, feeds, 99)
-    said = _said(says, feeds, "99 % of the rows", embeddings=8) | {"not_static": worst}
-    yield Attempt(said, static(most_rows, 8, worst))
+    yield Attempt(_said(says, feeds, embeddings=4), static(plain, 4, []))
+    # As fast, and larger: what the embeddings lost needs nothing else.
+    yield Attempt(_said(says, feeds, embeddings=8), static(plain, 8, []))
+    smooth = onnx_graph.smoothed(plain, feeds)
+    said = _said(says, feeds, embeddings=8) | SMOOTHED
+    yield Attempt(said, static(smooth, 8, []))
+    worst = _worst(smooth, feeds)
+    yield Attempt(said | {"not_static": worst}, static(smooth, 8, worst))
     if work.retrained:
         yield Attempt(
-            _said(says, feeds, "largest values", embeddings=8) | {"trained": "one epoch, quantization-aware"},
+            _said(says, feeds, embeddings=8) | {"trained": "one epoch, quantization-aware"},
             partial(_retrained_int8, work, form, file, feeds, False),
         )
-    yield _rows_own_scale(form, file, model, 8, 128)
+    yield _rows_own_scale(form, file, plain, 8, 128)
+
+
+def _worst(model: onnx.ModelProto, feeds: Feeds) -> list[str]:
+    few = feeds[:: max(1, len(feeds) // SENSITIVITY_ROWS)]
+    return onnx_graph.most_sensitive(model, onnx_graph.ranges(model, feeds), few, WITHOUT)
 
 
 def _small(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
@@ -97,7 +102,7 @@ def _small(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt
 def _retrained_int8(work: Work, form: Form, file: Path, feeds: Feeds, plain: bool, folder: Path) -> None:
     with _exported_anew(work, 8) as trained:
         model = onnx.load(trained) if plain else onnx_graph.fused(trained, feeds)
-        quantized = onnx_graph.static_int8(model, onnx_graph.ranges(model, feeds, 100), plain)
+        quantized = onnx_graph.static_int8(model, onnx_graph.ranges(model, feeds), plain)
         _save(onnx_graph.small_tables(quantized, 8), folder, file, form)
 
 
@@ -120,26 +125,25 @@ def _rows_own_scale(form: Form, file: Path, model: onnx.ModelProto, bits: int, b
 
 
 def _mobile(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
-    model = onnx.load(file)
+    plain = onnx.load(file)
 
-    def static(share: float, without: list[str]) -> Callable[[Path], None]:
+    def static(model: onnx.ModelProto, without: list[str]) -> Callable[[Path], None]:
         def make(folder: Path) -> None:
-            found = onnx_graph.ranges(model, feeds, share)
+            found = onnx_graph.ranges(model, feeds)
             quantized = onnx_graph.static_int8(model, found, plain=True, without=without)
             _save(onnx_graph.small_tables(quantized, 8), folder, file, form)
 
         return make
 
-    says = "static int8 (quantize–dequantize pairs), weights per channel"
-    yield Attempt(_said(says, feeds, "largest values", embeddings=8), static(100, []))
-    yield Attempt(_said(says, feeds, "99 % of the rows", embeddings=8), static(99, []))
-    found = onnx_graph.ranges(model, feeds, 100)
-    worst = onnx_graph.most_sensitive(model, found, feeds[:: max(1, len(feeds) // SENSITIVITY_ROWS)], WITHOUT)
-    said = _said(says, feeds, "largest values", embeddings=8) | {"not_quantized": worst}
-    yield Attempt(said, static(100, worst))
+    said = _said("static int8 (quantize–dequantize pairs), weights per channel", feeds, embeddings=8)
+    yield Attempt(said, static(plain, []))
+    smooth = onnx_graph.smoothed(plain, feeds)
+    yield Attempt(said | SMOOTHED, static(smooth, []))
+    worst = _worst(smooth, feeds)
+    yield Attempt(said | SMOOTHED | {"not_quantized": worst}, static(smooth, worst))
     if work.retrained:
         yield Attempt(
-            _said(says, feeds, "largest values", embeddings=8) | {"trained": "one epoch, quantization-aware"},
+            said | {"trained": "one epoch, quantization-aware"},
             partial(_retrained_int8, work, form, file, feeds, True),
         )
 
@@ -163,9 +167,8 @@ def _by_weights_alone(form: Form, files: list[Path]) -> Iterator[Attempt]:
         yield Attempt({"quantization": _BY_ROW.format(bits, block)}, make)
 
 
-def _said(quantization: str, feeds: Feeds, ranges: str, embeddings: int) -> dict[str, Any]:
-    calibrated = {"rows": len(feeds), "ranges": ranges}
-    return {"quantization": quantization, "embedding_bits": embeddings, "calibration": calibrated}
+def _said(quantization: str, feeds: Feeds, embeddings: int) -> dict[str, Any]:
+    return {"quantization": quantization, "embedding_bits": embeddings, "calibration": {"rows": len(feeds)}}
 
 
 def _save(model: onnx.ModelProto, folder: Path, file: Path, form: Form) -> None:
