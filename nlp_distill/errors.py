@@ -368,7 +368,7 @@ class SecretFound(UserError):
 
 
 class CardUntrue(UserError):
-    """{file}: {reason}; correct it, or delete it and it is written anew."""
+    """{file}: {reason}; correct it, or delete it and `nlp-distill report` writes it anew."""
 
 
 # Run folders

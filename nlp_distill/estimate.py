@@ -118,14 +118,17 @@ def estimate(name: str, overrides: Sequence[str] = (), out: Path = Path()) -> Es
         if recipe.control:
             seconds += _seconds(phase, student, None, examples, tokens, rate)
             steps += _steps(phase, examples)
-    disk = _disk(recipe, teacher, student, tuned=bool(tunings))
-    memory = _memory(recipe, teacher, student, tokens)
+    disk = _disk(recipe, teacher, student, tries=len(tunings))
+    memory = _memory(recipe, teacher, student, tokens, tunings)
     return Estimate(teacher, student, steps, tokens, memory, disk, _free(out), seconds)
 
 
-def check_disk(folder: Path, recipe: Recipe, task: Task, found: Feasible) -> None:
-    """Refuse a run that will not fit beside what its folder holds already. Raises `DiskFull`."""
-    need = _disk(recipe, *_parts(task, found), tuned=found.tries > 0)
+def check_disk(folder: Path, recipe: Recipe, task: Task, found: Feasible, trained: bool) -> None:
+    """Refuse a run that will not fit beside what its folder holds already. Raises `DiskFull`.
+
+    `trained`: the checkpoints have been and gone.
+    """
+    need = _disk(recipe, *_parts(task, found), tries=found.tries, trained=trained)
     try:
         need -= sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         free = _free(folder)
@@ -167,11 +170,11 @@ def _seconds(
     return computing + _steps(training, examples) * OPTIMIZER * model.parameters / BANDWIDTH
 
 
-def _memory(recipe: Recipe, teacher: Part | None, student: Part, tokens: float) -> float:
+def _memory(recipe: Recipe, teacher: Part | None, student: Part, tokens: float, tunings: Sequence[Training]) -> float:
     """The larger of the teacher's training and the student's beside its teacher."""
     needs = []
     for trainings, trained, beside in (
-        ([f for f in (recipe.teacher.finetune,) if isinstance(f, Training)] if recipe.teacher else [], teacher, None),
+        (tunings, teacher, None),
         (recipe.distill.phases, student, teacher),
     ):
         for training in trainings:
@@ -182,12 +185,13 @@ def _memory(recipe: Recipe, teacher: Part | None, student: Part, tokens: float) 
     return LIBRARIES + max(needs)
 
 
-def _disk(recipe: Recipe, teacher: Part | None, student: Part, tuned: bool) -> float:
-    """Models, exports, and the two checkpoints of the stage that needs most."""
+def _disk(recipe: Recipe, teacher: Part | None, student: Part, tries: int, trained: bool = False) -> float:
+    """Models, exports, and what the stage that needs most goes through: two checkpoints a phase, or a try."""
     models = (1 + 1 + recipe.control) * student.parameters + (teacher.parameters if teacher else 0)
     exports = sum(student.parameters * (5 if export.profile == "fast" else 4) for export in recipe.export)
-    checkpointed = max(student.parameters, teacher.parameters if teacher and tuned else 0)
-    return WEIGHT * models + exports + 2 * CHECKPOINT * checkpointed
+    phases = 2 * CHECKPOINT * len(recipe.distill.phases) * student.parameters
+    tuning = (2 * CHECKPOINT + WEIGHT * (tries > 1)) * tries * (teacher.parameters if teacher else 0)
+    return WEIGHT * models + exports + (0 if trained else max(phases, tuning))
 
 
 def _rate(bf16: bool) -> float:

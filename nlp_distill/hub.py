@@ -120,8 +120,11 @@ def check_names(repository: str, revision: str | None, create_pr: bool) -> None:
         raise PublishRefused(repository=repository, reason="pull requests are against main", fix=fix)
 
 
-def check_access(repository: str) -> None:
-    """Ask the Hub whether the token may write there, before a long run. Raises `PublishRefused`, `PublishFailed`."""
+def check_access(repository: str, create_pr: bool = False) -> None:
+    """Ask the Hub whether the token may write there, before a long run. Raises `PublishRefused`, `PublishFailed`.
+
+    A pull request may go to anybody's repository.
+    """
     api = _api(repository)
     with publishing(repository):
         who = api.whoami()
@@ -130,7 +133,7 @@ def check_access(repository: str) -> None:
     role = who.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise PublishRefused(repository=repository, reason="the token may only read", fix=LOG_IN)
-    if owner not in owners:
+    if owner not in owners and not create_pr:
         reason, fix = f"the token is of {', '.join(owners)}", "Choose a name under one of these."
         raise PublishRefused(repository=repository, reason=reason, fix=fix)
 

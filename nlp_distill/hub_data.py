@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nlp_distill.errors import DataNotFound, DataUnsafe, HubUnreachable
-from nlp_distill.hub_trouble import reason
+from nlp_distill.hub_trouble import offline_mode, reason
 from nlp_distill.sources import HUB_ID, MAX_CARD, REVISION
 from nlp_distill.strict_yaml import front_matter
 
@@ -32,7 +32,7 @@ def load_hub_tables(name: str, config: str | None, revision: str | None) -> Data
     repository, config = ("nyu-mll/glue", name.removeprefix("glue/")) if name.startswith("glue/") else (name, config)
     check_names(name, repository, revision)
     from datasets import load_dataset_builder
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from huggingface_hub.errors import (
         HfHubHTTPError,
         OfflineModeIsEnabled,
@@ -57,6 +57,9 @@ def load_hub_tables(name: str, config: str | None, revision: str | None) -> Data
         raise HubUnreachable(reference=name, reason=f"{reason(error)}; {offline}") from error
     except ValueError as error:
         raise DataNotFound(name=name, reason=str(error).split("\n")[0], fix="Set data.config.") from error
+    except (DatasetsError, FileNotFoundError, RuntimeError) as error:
+        # A loading script, no tables at all, or tables that do not go together.
+        raise DataNotFound(name=name, reason=str(error).split("\n")[0].rstrip("."), fix=FIX) from error
     return loaded
 
 
@@ -129,11 +132,6 @@ def check_builder(name: str, repository: str, builder: Any) -> None:
             inside = file.removeprefix(f"hf://datasets/{repository}@")
             if inside == file or ELSEWHERE.search(inside) or not inside.endswith(ENDINGS):
                 raise DataUnsafe(name=name, reason=f"its file {file!r} is no table of the repository", fix=FIX)
-
-
-def offline_mode() -> bool:
-    """Whether the user asked to stay offline."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
 
 
 def hub_reachable(seconds: float = 3.0) -> bool:

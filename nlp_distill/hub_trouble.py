@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,3 +122,8 @@ def explained(repository: str, error: Exception) -> NlpDistillError:
 def bars() -> bool:
     """Whether there is a terminal to draw progress on."""
     return sys.stderr.isatty()
+
+
+def offline_mode() -> bool:
+    """Whether the user asked to stay offline."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")

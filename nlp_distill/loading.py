@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "mpnet")
 NO_LIMIT = 1024
 """Tokens kept of an input where neither the user nor the model says how many."""
+UNSAID = 10**20
+"""transformers' `model_max_length` of a tokenizer that says none is far beyond it."""
+WHOLE_SUMS = ("session.x64quantprecision", "1")
+"""Without it int8 products are cut off at 16 bits on an x86 CPU that has no VNNI."""
 NEW_PARTS = 50_000_000
 """Parameters that a model may have beyond twice what its weights hold: new heads, cross attention."""
 
@@ -275,7 +279,8 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
     # Rows are padded in batches of their own lengths; the advice to pad while tokenising is not for us.
     tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
     limit = position_limit(config)
-    wanted = max_length or min(tokenizer.model_max_length, NO_LIMIT)
+    said = tokenizer.model_max_length
+    wanted = max_length or (said if said < UNSAID else NO_LIMIT)
     tokenizer.model_max_length = min(wanted, limit) if limit else wanted
     fast: PreTrainedTokenizerFast = tokenizer
     return fast
@@ -353,6 +358,7 @@ def _ort(auto_class: str, threads: int | None) -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingExtra(what="ONNX Runtime", extra="onnx") from error
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*WHOLE_SUMS)
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -219,6 +219,9 @@ def _loaded(variant: Measured, threads: int) -> Callable[[int, int, int, int], l
 
     def call(sequence: int, warm_up: int, runs: int, batch: int = 1) -> list[float]:
         ids = torch.randint(10, _vocabulary(model.config), (batch, sequence), generator=generator)
+        if getattr(model.config, "is_encoder_decoder", False) and isinstance(model.config.eos_token_id, int):
+            # Where BART's classifier looks.
+            ids[:, -1] = model.config.eos_token_id
         given = {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),

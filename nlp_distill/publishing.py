@@ -8,13 +8,13 @@ from nlp_distill.hub import check_access, check_names, push
 from nlp_distill.road import Road
 
 
-def check_publish(road: Road) -> None:
+def check_publish(road: Road, redo: bool) -> None:
     """Refuse before training what could not be published after. Raises `PublishRefused`, `PublishFailed`."""
-    chosen = road.recipe.publish
-    if chosen is None or not road.main or "publish" in road.rundir.manifest().get("stages", {}):
+    chosen, done = road.recipe.publish, road.rundir.manifest().get("stages", {}).get("publish", {})
+    if chosen is None or not road.main or (done.get("published") and not redo):
         return
     check_names(chosen.repository, chosen.revision, chosen.create_pr)
-    check_access(chosen.repository)
+    check_access(chosen.repository, chosen.create_pr)
 
 
 def publish_stage(road: Road) -> tuple[list[str], dict[str, Any]]:

@@ -356,6 +356,8 @@ class Recipe(Settings):
         kinds = {term.kind for phase in self.distill.phases for term in phase.losses}
         if kinds != {"labels"}:
             raise ValueError("without a `teacher` the only term is `distill: {losses: [{kind: labels}]}`")
+        if self.budget.score_drop is not None:
+            raise ValueError("`budget.score_drop` is against a `teacher`, and there is none")
         return self
 
     @property

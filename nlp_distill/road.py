@@ -7,7 +7,6 @@ import platform
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cached_property
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from nlp_distill.loading import load_model, load_tokenizer
 from nlp_distill.loop import Notify, Rows, Setting
 from nlp_distill.precision import autocast_dtype
 from nlp_distill.recipe import Recipe
-from nlp_distill.rundir import RunDir
+from nlp_distill.rundir import RunDir, versions
 from nlp_distill.sources import resolve
 from nlp_distill.starts import first_source
 from nlp_distill.task import load_task
@@ -183,7 +182,7 @@ class Road:
 
     def versions(self) -> dict[str, str]:
         """Versions of what the numbers depend on."""
-        return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+        return {"python": platform.python_version(), **versions(PACKAGES)}
 
     def machine(self) -> dict[str, Any]:
         """What the run ran on."""

@@ -98,8 +98,9 @@ def _percentiles(values: list[float]) -> list[float]:
 
 
 def agreement(task: Task, raw: Array, other: Array) -> float | None:
-    """Share of rows with equal decisions; None where the task decides nothing (regression)."""
+    """Share of rows with equal decisions, where one is asked for; None where the task decides nothing (regression)."""
     ours, theirs = task.decisions(raw), task.decisions(other)
     if ours is None or theirs is None:
         return None
-    return float(np.mean(ours == theirs))
+    asked = [one is not None for one in ours]
+    return float(np.mean((ours == theirs)[asked]))

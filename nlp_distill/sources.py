@@ -12,12 +12,13 @@ import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import yaml
 
 from nlp_distill.errors import HubUnreachable, ModelNotFound, PickleOnly, WeightsChanged
-from nlp_distill.hub_trouble import reason, status
+from nlp_distill.hub_trouble import offline_mode, reason, status
 from nlp_distill.rundir import RunDir, sha256_file
 from nlp_distill.strict_yaml import front_matter
 from nlp_distill.vetting import check_folder, inside, read_json
@@ -196,12 +197,29 @@ def _download(reference: str, repository: str, revision: str | None, exports: bo
 
     patterns = HUB_FILES + (HUB_EXPORTS if exports else [])
     folder = Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+    if exports:
+        _check_whole(reference, repository, folder, patterns)
     if not any(folder.glob("*.safetensors")):
         siblings = HfApi().model_info(repository, revision=folder.name).siblings or []
         pickles = [file.rfilename for file in siblings if file.rfilename.endswith(PICKLES)]
         if pickles:
             raise _pickle_only(reference, folder, pickles)
     return folder
+
+
+def _check_whole(reference: str, repository: str, folder: Path, patterns: list[str]) -> None:
+    """A snapshot in the cache may have been made for its weights alone, or have broken off. Raises `HubUnreachable`."""
+    from huggingface_hub import HfApi
+
+    if offline_mode():
+        missing = [name for name in ("recipe.yaml",) if (folder / "student.json").exists()]
+    else:
+        siblings = HfApi().model_info(repository, revision=folder.name).siblings or []
+        names = [file.rfilename for file in siblings]
+        missing = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+    missing = [name for name in missing if not (folder / name).exists()]
+    if missing:
+        raise HubUnreachable(reference=reference, reason=f"the cache has a part of it, without {missing[0]}")
 
 
 def _pickle_only(reference: str, folder: Path, pickles: Iterable[str]) -> PickleOnly:

@@ -8,9 +8,12 @@ has a checkpoint counts as one that was made.
 from __future__ import annotations
 
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from nlp_distill.errors import StageChanged
+from nlp_distill.errors import Interrupted, StageChanged
 from nlp_distill.recipe_file import flat
 from nlp_distill.rundir import RunDir, sha256_file, sha256_json
 
@@ -56,7 +59,7 @@ class StageKeys:
             "key": self.keys[stage],
             "settings": self.settings[stage],
             "outputs": {name: sha256_file(self.rundir.path / name) for name in files},
-            "seconds": round(seconds, 1),
+            "seconds": round(self._spent(stage) + seconds, 1),
             **facts,
         }
         self.rundir.update_manifest(stages={**self.records(), stage: entry}, begun={})
@@ -67,7 +70,26 @@ class StageKeys:
 
     def start(self, stage: str) -> None:
         """Say that a stage is being made."""
-        self.rundir.update_manifest(begun={stage: {"settings": self.settings[stage], "outputs": {}}})
+        self._begin(stage, 0.0)
+
+    @contextmanager
+    def counted(self, stage: str) -> Iterator[None]:
+        """The time of an attempt that is stopped counts where the stage is resumed."""
+        start = time.monotonic()
+        try:
+            yield
+        except Interrupted:
+            if self.main:
+                self._begin(stage, time.monotonic() - start)
+            raise
+
+    def _begin(self, stage: str, seconds: float) -> None:
+        spent = self._spent(stage) + seconds
+        self.rundir.update_manifest(begun={stage: {"settings": self.settings[stage], "outputs": {}, "spent": spent}})
+
+    def _spent(self, stage: str) -> float:
+        begun = self.rundir.manifest().get("begun", {}).get(stage, {})
+        return float(begun.get("spent", 0.0)) if begun.get("settings") == self.settings[stage] else 0.0
 
     def records(self) -> dict[str, Any]:
         """What the manifest says of complete stages."""
@@ -85,7 +107,7 @@ class StageKeys:
                 continue
             old, new = flat(records[stage]["settings"]), flat(self.settings[stage])
             changes = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
-            if changes and not redo:
+            if changes and not redo and not _nothing(records[stage]):
                 shown = ", ".join(f"{name}: {old.get(name)!r} → {new.get(name)!r}" for name in changes)
                 made = "begun" if stage in half else "made"
                 raise StageChanged(folder=self.rundir.path, stage=stage, made=made, changes=shown)
@@ -98,3 +120,8 @@ class StageKeys:
                     (self.rundir.path / name).unlink(missing_ok=True)
                 self.drop_checkpoints(stage)
             self.rundir.update_manifest(stages={k: v for k, v in self.records().items() if k not in forgotten})
+
+
+def _nothing(record: dict[str, Any]) -> bool:
+    """Whether a stage was not asked for: what was not made can be made now, with any settings."""
+    return record.get("published", True) is None or record.get("trained", True) is None

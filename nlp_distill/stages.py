@@ -131,7 +131,7 @@ def _walk(road: Road, keys: StageKeys, stages: tuple[str, ...]) -> None:
         start = time.monotonic()
         if road.main:
             keys.start(stage)
-        with named(stage):
+        with keys.counted(stage), named(stage):
             files, facts = MAKERS[stage](road)
             # What goes now, checkpoints and candidates, another process may still be reading.
             road.accelerator.wait_for_everyone()
@@ -158,11 +158,12 @@ def enter(road: Road, redo: bool) -> StageKeys:
     """Refuse before training what cannot work; then make or enter the run folder."""
     recipe, rundir = road.recipe, road.rundir
     found = check(recipe, road.task, road.source, len(road.slices.train))
-    check_publish(road)
+    check_publish(road, redo)
     if not rundir.exists():
         road.try_out()
     if road.main:
-        check_disk(rundir.path, recipe, road.task, found)
+        trained = not redo and {"teacher", "distill", "control"} <= {*rundir.manifest().get("stages", {})}
+        check_disk(rundir.path, recipe, road.task, found, trained)
         rundir.create()
     road.accelerator.wait_for_everyone()
     keys = StageKeys(rundir, stage_settings(road), redo, road.main)

@@ -12,7 +12,7 @@ from nlp_distill.errors import ColumnMissing, ColumnsUnclear, FileExists, shown
 from nlp_distill.recipe import Data
 from nlp_distill.recipe_file import find_recipe, load_recipe, parse_recipe, recipe_text
 from nlp_distill.rundir import write_text
-from nlp_distill.task import load_task, task_names
+from nlp_distill.task import load_task, task_folders, task_names
 
 TEMPLATE = """\
 # {title}
@@ -52,7 +52,7 @@ def copy_recipe(name: str, target: Path, data: str | None, teacher: str | None) 
         write_text(target, text)
         hints = [f"  add -o {shlex.quote(override)}" for override in overrides]
         return [f"{target}: a copy of {name}", *hints, f"Next: nlp-distill run {target}"]
-    spec = Data(dataset=data or "sample:sst2")
+    spec = Data(dataset=data or _sample(name))
     rows = read_splits(spec)["train"]
     try:
         columns = load_task(name).columns(rows, {})
@@ -67,6 +67,13 @@ def copy_recipe(name: str, target: Path, data: str | None, teacher: str | None) 
         f"{target}: {len(rows):,} rows, columns guessed ({guessed}); edit them if they are wrong",
         f"Next: nlp-distill run {target}",
     ]
+
+
+def _sample(task: str) -> str:
+    """A sample that comes with a task; classification's where it has none."""
+    shipped = task_folders().get(task, Path()) / "data"
+    found = sorted(folder.name for folder in shipped.iterdir() if folder.is_dir()) if shipped.is_dir() else []
+    return f"sample:{found[0] if found else 'sst2'}"
 
 
 def starter(title: str, file: str, task: str, data: str, columns: dict[str, Any], teacher: str) -> str:

@@ -7,12 +7,12 @@ import platform
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 from nlp_distill.comparing.blocks import Times, ratio, time_in_turns
 from nlp_distill.comparing.rows import Known, answer_tokens, cells, known_rows, scored
 from nlp_distill.comparing.subjects import Subject, run_of, subjects
+from nlp_distill.rundir import versions
 
 SCHEMA = 1
 LENGTHS, BATCHES, ROUNDS = (32, 128, 384), (1, 8), 15
@@ -65,7 +65,7 @@ def measure_models(
             "ratios": _ratios(found, base, timed, wanted) if base else [],
             "rounds": rounds,
             "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "may_use": all_threads()},
-            "versions": {name: version(name) for name in ("nlp-distill", "torch", "transformers", "onnxruntime")},
+            "versions": versions(("nlp-distill", "torch", "transformers", "onnxruntime")),
         }
 
 

@@ -66,6 +66,10 @@ def known_rows(reference: str, run: Path | None, data: str | None, task: str | N
 
 
 def _task_name(reference: str) -> str:
+    file = Path(reference).expanduser()
+    if file.is_file():
+        # A graph lies beside its model's config, or a folder below.
+        reference = str(next((place for place in file.parents[:2] if (place / "config.json").is_file()), file.parent))
     try:
         return task_of(choose(reference).folder).name
     except ModelHasNoTask as error:

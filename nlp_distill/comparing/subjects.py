@@ -24,7 +24,7 @@ PARTS = ("encoder_model", "decoder_model", "decoder_with_past_model")
 BARE, BARE_ONNX = "AutoModel", "AutoModelForFeatureExtraction"
 BATCH = 16
 """Rows in a call of PyTorch when it is scored."""
-NEW_TOKENS = 32
+NEW_TOKENS, GENERATES = 32, "AutoModelForSeq2SeqLM"
 """Length of an answer of a model that generates, where no data say how long answers are."""
 
 
@@ -76,7 +76,7 @@ class Subject:
         """What a process is told to load."""
         bare = BARE_ONNX if self.form else BARE
         auto_class = self.task.auto_class if self.task else bare
-        if load_config(self.folder).is_encoder_decoder and self.task is not None:
+        if auto_class == GENERATES and load_config(self.folder).is_encoder_decoder:
             new_tokens = new_tokens or NEW_TOKENS
         return Measured(name, str(self.folder), auto_class, self.exported, new_tokens)
 

@@ -123,7 +123,7 @@ def write_program(
 
         program = Program(_eager(model), inputs)
         # A tensor for each: of the same one given twice torch.export makes one input.
-        example = tuple(torch.ones(1, EXAMPLE_TOKENS, dtype=torch.long) for _ in program.inputs)
+        example = tuple(torch.ones(1, min(EXAMPLE_TOKENS, longest), dtype=torch.long) for _ in program.inputs)
         names = list(program.model(**dict(zip(program.inputs, example, strict=True))).keys())
         if word_bits is not None:
             _quantize(program, word_bits)

@@ -1,7 +1,7 @@
 """Work in an ONNX graph: fused attention, int8 and 4-bit matrix products, small embeddings.
 
-Nothing here depends on what else is in a batch: activations have scales that were measured before (static), or one
-for each row (`MatMulNBits`).
+Nothing here depends on what else is in a batch: activations have scales that were measured before (static), or stay
+fp32. The exception are weights of 8 bits in blocks (`few_bits`), for decoders alone.
 """
 
 from __future__ import annotations
@@ -229,13 +229,18 @@ def _per_channel(weight: Array, names: list[str]) -> list[onnx.TensorProto]:
 
 
 def few_bits(model: onnx.ModelProto, bits: int, block: int) -> onnx.ModelProto:
-    """Matrix products with weights of 8 or 4 bits in blocks; activations become int8 by a scale of each row's own."""
+    """Matrix products with weights of 8 or 4 bits in blocks.
+
+    With 4 bits products are computed in fp32. With 8 they would take several times as long so; activations become int8
+    by a scale of each row's own, and as the kernel adds in another order at another place of a batch, a rounding may
+    fall the other way there: logits move by thousandths.
+    """
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     made = onnx.ModelProto()
     made.CopyFrom(model)
     with quiet():
-        quantizer = MatMulNBitsQuantizer(made, bits, block, is_symmetric=False, accuracy_level=4)
+        quantizer = MatMulNBitsQuantizer(made, bits, block, is_symmetric=False, accuracy_level=1 if bits == 4 else 4)
         quantizer.process()
     return _rebuilt(quantizer.model.model)
 
@@ -330,7 +335,7 @@ def _rebuilt(model: onnx.ModelProto, nodes: list[onnx.NodeProto] | None = None) 
     return model
 
 
-def most_sensitive(model: onnx.ModelProto, found: Ranges, feeds: Feeds, count: int) -> list[str]:
+def most_sensitive(model: onnx.ModelProto, found: Ranges, feeds: Feeds) -> list[str]:
     """The products (by output) whose int8 alone moves the answers most, the worst first."""
     everything = [node.output[0] for node in products(model)]
     exact = list(run(model, feeds))
@@ -341,4 +346,4 @@ def most_sensitive(model: onnx.ModelProto, found: Ranges, feeds: Feeds, count: i
         moved[name] = max(
             float(np.abs(a - b).max()) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True)
         )
-    return sorted(moved, key=lambda name: -moved[name])[:count]
+    return sorted(moved, key=lambda name: -moved[name])

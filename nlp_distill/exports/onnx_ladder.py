@@ -21,10 +21,11 @@ from nlp_distill.exports.onnx_graph import Feeds
 CALIBRATION_ROWS = 128
 SENSITIVITY_ROWS = 8
 WITHOUT = 3
-"""Products that stay in higher precision when int8 loses too much."""
+"""Products that stay fp32 when int8 loses too much; where that is too few, half of them."""
 
 SMOOTHED = {"activations": "outlying channels smoothed into the weights"}
-_BY_ROW = "weights of {} bits in blocks of {}, activations int8 by row"
+_FOUR_BITS = "weights of 4 bits in blocks of {}, activations fp32"
+_EIGHT_BITS = "weights of 8 bits in blocks of {}, activations int8 by row"
 
 
 def rungs(work: Work, form: Form, files: list[Path]) -> Iterator[Attempt]:
@@ -57,8 +58,6 @@ def _fast(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]
         def make(folder: Path) -> None:
             found = onnx_graph.ranges(model, feeds)
             quantized = onnx_graph.static_int8(model, found, plain=False, without=without)
-            if without:
-                quantized = onnx_graph.few_bits(quantized, 8, 128)
             _save(onnx_graph.small_tables(quantized, bits), folder, file, form)
 
         return make
@@ -70,33 +69,44 @@ def _fast(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]
     said = _said(says, feeds, embeddings=8) | SMOOTHED
     yield Attempt(said, static(smooth, 8, []))
     worst = _worst(smooth, feeds)
-    yield Attempt(said | {"not_static": worst}, static(smooth, 8, worst))
+    yield Attempt(said | {"not_quantized": worst[:WITHOUT]}, static(smooth, 8, worst[:WITHOUT]))
     if work.retrained:
         yield Attempt(
             _said(says, feeds, embeddings=8) | {"trained": "one epoch, quantization-aware"},
             partial(_retrained_int8, work, form, file, feeds, False),
         )
-    yield _rows_own_scale(form, file, plain, 8, 128)
+    half = worst[: len(worst) // 2]
+    yield Attempt(said | {"not_quantized": half}, static(smooth, 8, half))
 
 
 def _worst(model: onnx.ModelProto, feeds: Feeds) -> list[str]:
+    """All products, the one whose int8 moves the answers most first."""
     few = feeds[:: max(1, len(feeds) // SENSITIVITY_ROWS)]
-    return onnx_graph.most_sensitive(model, onnx_graph.ranges(model, feeds), few, WITHOUT)
+    return onnx_graph.most_sensitive(model, onnx_graph.ranges(model, feeds), few)
 
 
 def _small(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
-    model = onnx_graph.fused(file, feeds)
-    yield _rows_own_scale(form, file, model, 4, 128)
-    yield _rows_own_scale(form, file, model, 4, 32)
+    plain = onnx_graph.fused(file, feeds)
+
+    def four_bits(model: onnx.ModelProto, block: int, folder: Path) -> None:
+        _save(onnx_graph.small_tables(onnx_graph.few_bits(model, 4, block), 4), folder, file, form)
+
+    for block in (128, 32):
+        yield Attempt({"quantization": _FOUR_BITS.format(block)}, partial(four_bits, plain, block))
     if work.retrained:
 
         def retrained(folder: Path) -> None:
             with _exported_anew(work, 4) as trained:
-                _rows_own_scale(form, file, onnx_graph.fused(trained, feeds), 4, 128).write(folder)
+                four_bits(onnx_graph.fused(trained, feeds), 128, folder)
 
-        said = {"quantization": _BY_ROW.format(4, 128), "trained": "one epoch, quantization-aware"}
-        yield Attempt(said, retrained)
-    yield _rows_own_scale(form, file, model, 8, 128)
+        yield Attempt({"quantization": _FOUR_BITS.format(128), "trained": "one epoch, quantization-aware"}, retrained)
+    smooth = onnx_graph.smoothed(plain, feeds)
+
+    def eight_bits(folder: Path) -> None:
+        quantized = onnx_graph.static_int8(smooth, onnx_graph.ranges(smooth, feeds), plain=False)
+        _save(onnx_graph.small_tables(quantized, 4), folder, file, form)
+
+    yield Attempt(_said("static int8, weights per channel", feeds, embeddings=4) | SMOOTHED, eight_bits)
 
 
 def _retrained_int8(work: Work, form: Form, file: Path, feeds: Feeds, plain: bool, folder: Path) -> None:
@@ -115,15 +125,6 @@ def _exported_anew(work: Work, bits: int) -> Iterator[Path]:
         yield Path(scratch) / "model.onnx"
 
 
-def _rows_own_scale(form: Form, file: Path, model: onnx.ModelProto, bits: int, block: int) -> Attempt:
-    def make(folder: Path) -> None:
-        table_bits = 4 if form.profile == "small" else 8
-        quantized = onnx_graph.few_bits(model, bits, block)
-        _save(onnx_graph.small_tables(quantized, table_bits), folder, file, form)
-
-    return Attempt({"quantization": _BY_ROW.format(bits, block)}, make)
-
-
 def _mobile(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
     plain = onnx.load(file)
 
@@ -139,7 +140,7 @@ def _mobile(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attemp
     yield Attempt(said, static(plain, []))
     smooth = onnx_graph.smoothed(plain, feeds)
     yield Attempt(said | SMOOTHED, static(smooth, []))
-    worst = _worst(smooth, feeds)
+    worst = _worst(smooth, feeds)[:WITHOUT]
     yield Attempt(said | SMOOTHED | {"not_quantized": worst}, static(smooth, worst))
     if work.retrained:
         yield Attempt(
@@ -164,7 +165,8 @@ def _by_weights_alone(form: Form, files: list[Path]) -> Iterator[Attempt]:
                 quantized = onnx_graph.few_bits(onnx.load(file), bits, block)
                 _save(onnx_graph.small_tables(quantized, 4 if bits == 4 else 8), folder, file, form)
 
-        yield Attempt({"quantization": _BY_ROW.format(bits, block)}, make)
+        said = _FOUR_BITS if bits == 4 else _EIGHT_BITS
+        yield Attempt({"quantization": said.format(block)}, make)
 
 
 def _said(quantization: str, feeds: Feeds, embeddings: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from nlp_distill.exports.formats import form_of
 from nlp_distill.light.stated import says_all
 from nlp_distill.loading import OFFSET_POSITIONS, architectures, onnx_files
 from nlp_distill.rundir import read_json
-from nlp_distill.vetting import check_folder, inside, read_settings
+from nlp_distill.vetting import check_folder, inside, read_settings, tokenizer_settings
 
 if TYPE_CHECKING:
     from nlp_distill.light.classification import LightClassifier
@@ -41,6 +41,7 @@ def light_task(folder: Path, variant: str) -> str | None:
         and not any(config.get(name) for name in DECIDES)
         and made_for(folder)[0] in (None, head)
         and says_all(folder)
+        and (head != "question_answering" or bool(tokenizer_settings(folder, "tokenizer_config.json").get("cls_token")))
     )
     return head if plain else None
 

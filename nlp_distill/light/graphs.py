@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from nlp_distill.errors import ModelNotFound
+from nlp_distill.loading import WHOLE_SUMS
 
 Row = dict[str, NDArray[np.int64]]
 """Inputs of one row by name, each [tokens]."""
@@ -20,6 +21,8 @@ MOST_ROWS, MOST_TOKENS = 16, 512
 PROBES = ((5, 2), (8, 7), (24, 16), (61, 3), (128, 2))
 """Tokens and rows of the batches that show whether a row's mates change its answer."""
 
+IN_BLOCKS = b"MatMulNBits"
+
 
 class Graph:
     """A session with one thread a run (several runs may go on at once), on the files that a model folder holds.
@@ -27,11 +30,12 @@ class Graph:
     `exact`: whether rows of one length may share a batch. Dynamic quantisation scales activations over the whole batch,
     so its answers depend on batch mates; float kernels may add in another order for another number of rows; static
     int8 adds integers. So it is tried, on this machine, with these weights: only batches whose every bit is that of the
-    rows alone are allowed.
+    rows alone are allowed. With weights in blocks it differs too seldom for that, so those go row by row.
     """
 
     def __init__(self, folder: Path, file: str, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
+        options.add_session_config_entry(*WHOLE_SUMS)
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         # A pattern is one block of memory for each length that rows have, beside what is free already.
@@ -52,9 +56,12 @@ class Graph:
         self.inputs = [entry.name for entry in self.session.get_inputs()]
         self.outputs = [entry.name for entry in self.session.get_outputs()]
         self.exact = False
+        self._blocks = IN_BLOCKS in path.read_bytes()
 
     def try_batches(self, vocabulary: int, longest: int) -> None:
         """Settle `exact`: batches of random rows against the same rows alone."""
+        if self._blocks:
+            return
         chance = np.random.default_rng(0)
         for tokens, rows in PROBES:
             ids = chance.integers(0, vocabulary, (rows, min(tokens, longest)))

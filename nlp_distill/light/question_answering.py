@@ -98,8 +98,8 @@ class LightAnswerer:
         )
 
     def _windows(self, entry: dict[str, str], length: int, stride: int) -> list[Encoding]:
-        # A token has at least one character, so short questions need no second look.
-        if len(entry["question"]) >= length - stride - ROOM:
+        # Few characters become more than four tokens, so short questions need no second look.
+        if 4 * len(entry["question"]) >= length - stride - ROOM:
             self.tokenizer.check_room(entry["question"], entry["context"], length, stride)
         return self.tokenizer.encode(entry["question"], entry["context"], length, "only_second", stride)
 

@@ -55,8 +55,10 @@ class LightTokenizer:
                 self._truncation = truncation
             try:
                 whole = self._tokenizer.encode_batch([text if pair is None else (text, pair)])[0]
-            except Exception as error:
-                # The tokenizers library raises nothing more precise.
+            except BaseException as error:
+                # The tokenizers library raises nothing more precise, or panics.
+                if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                    raise
                 raise ValueError(str(error)) from error
         return [whole, *whole.overflowing]
 

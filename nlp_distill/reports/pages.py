@@ -14,7 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nlp_distill.cutting import slices
 from nlp_distill.errors import DataError, HubUnreachable, ResultsMissing, RunFolderDamaged, RunFolderNotFound
+from nlp_distill.loading import load_tokenizer
 from nlp_distill.recipe_file import load_recipe
+from nlp_distill.reports.card import write_card
 from nlp_distill.reports.document import document
 from nlp_distill.rundir import RunDir, read_json, write_text
 from nlp_distill.task import Task, load_task
@@ -65,7 +67,10 @@ def report(path: str | Path) -> list[Path]:
         found = slices(task.load_data(recipe.data), recipe.data, task)
     except (DataError, HubUnreachable):
         return publish(run, task, None)
-    same = found.sha256["evaluation"] == read_json(run.results)["data"]["sha256"]["evaluation"]
+    results = read_json(run.results)
+    if not (run.model / "README.md").is_file():
+        write_card(run, results, task, load_tokenizer(run.model))
+    same = found.sha256["evaluation"] == results["data"]["sha256"]["evaluation"]
     return publish(run, task, found.evaluation if same else None)
 
 

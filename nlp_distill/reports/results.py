@@ -55,7 +55,7 @@ def recommend(variants: list[dict[str, Any]], metric: str, budget: Budget, real:
 
 
 def budget_report(variant: dict[str, Any], metric: str, budget: Budget, real: int) -> dict[str, dict[str, Any]]:
-    """Each limit that was set: asked, got, met."""
+    """Each limit that was set: asked, got, met. A teacher that has no score sets none."""
     sequence = budget.sequence or real
     latency = next(entry["p50"] for entry in variant["latency_ms"] if entry["sequence"] >= min(sequence, real))
     got = {
@@ -68,5 +68,5 @@ def budget_report(variant: dict[str, Any], metric: str, budget: Budget, real: in
     return {
         name: {"asked": limit, "got": got[name], "met": got[name] is not None and got[name] <= limit}
         for name, limit in asked.items()
-        if limit is not None
+        if limit is not None and not (name == "score_drop" and got[name] is None)
     }

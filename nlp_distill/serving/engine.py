@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -79,7 +80,7 @@ class PipelineEngine:
             kind, told = "answer", self._ask(inputs, parameters)
         except BaseException as error:
             # For a question that is too long the tokenizers library raises a bare Exception, or panics.
-            unfit = isinstance(error, ValueError | KeyError) or type(error) is Exception
+            unfit = isinstance(error, ValueError | LookupError) or type(error) is Exception
             if not unfit and type(error).__name__ not in ("PanicException", "PipelineException"):
                 raise
             kind, told = "refused", str(error)
@@ -141,6 +142,7 @@ class Desk:
         answers: list[Answer]
         try:
             answers = self.engine.answer(taken)
+            bodies = [_written(told) for _, _, told, _ in answers]
         except BaseException:
             # Panics of Rust are no Exceptions. Whatever one request has brought about, the others are asked alone.
             traceback.print_exc()
@@ -148,17 +150,21 @@ class Desk:
                 for request in taken:
                     self._finish([request])
                 return
-            answers = [(taken[0][0], "failed", "", 0.0)]
-        for number, kind, told, seconds in answers:
-            head = {"id": number, "kind": kind, "seconds": round(seconds, 6), "together": len(taken)}
-            body = json.dumps(told, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-            self.tell(head, body)
+            answers, bodies = [(taken[0][0], "failed", "", 0.0)], [b""]
+        for (number, kind, _, seconds), body in zip(answers, bodies, strict=True):
+            self.tell({"id": number, "kind": kind, "seconds": round(seconds, 6), "together": len(taken)}, body)
 
     def tell(self, head: dict[str, Any], body: bytes = b"") -> None:
         """Write a frame."""
         with self._writing:
             self._out.write(frames.pack(head, body))
             self._out.flush()
+
+
+def _written(told: Any) -> bytes:
+    """JSON; numbers of numpy, as some pipelines give them, are numbers."""
+    text = json.dumps(told, ensure_ascii=False, separators=(",", ":"), default=lambda value: value.item())
+    return text.encode("utf-8", "replace")
 
 
 def serve(source: IO[bytes], out: IO[bytes], engine_of: Callable[[dict[str, Any]], Engine] = load) -> None:
@@ -188,6 +194,9 @@ def serve(source: IO[bytes], out: IO[bytes], engine_of: Callable[[dict[str, Any]
 
 def main() -> None:
     """What the process runs."""
+    # Ctrl-C, and what ends a service, reach the whole group; the parent ends this process once all is answered.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "wb")
     # What libraries print must not get between the frames.
     os.dup2(2, 1)

@@ -184,7 +184,7 @@ class Guard:
         if scope["method"] in SAFE_METHODS:
             return
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-        ours = origin is not None and urlsplit(origin).netloc.lower() == headers["host"].lower()
+        ours = origin is not None and _place(origin) == headers["host"].lower()
         foreign = (origin is not None and not ours) or site not in (None, "same-origin", "none")
         # A browser sends cookies along unasked, so there the page must show that it is ours.
         if foreign or (by_cookie and not ours and site != "same-origin"):
@@ -237,13 +237,20 @@ async def _whole(receive: Receive) -> Receive:
     return again
 
 
+def _place(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
+
+
 @lru_cache(maxsize=256)
 def _host_known(given: str, hosts: tuple[str, ...]) -> bool:
     try:
         name = (urlsplit(f"//{given}").hostname or "").rstrip(".")
     except ValueError:
         return False
-    if name == "localhost" or name in hosts:
+    if name == "localhost" or name in {host.lower().rstrip(".") for host in hosts}:
         return True
     try:
         ipaddress.ip_address(name)

@@ -7,10 +7,15 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from datasets.data_files import EmptyDatasetError
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import ModelCard
 
 import nlp_distill
 from nlp_distill.cli import main
+from nlp_distill.hub import check_access
+from nlp_distill.recipe_file import load_recipe
+from nlp_distill.sources import resolve
 from nlp_distill.testing.hub import LoopbackHub
 
 TOKEN = "hf_loopback_write"
@@ -68,6 +73,36 @@ def test_a_pulled_folder_is_no_run(made, hub, call, tmp_path):
     assert call("predict", tmp_path / "pulled", "a good film") == call("predict", made, "a good film")
 
 
+def test_a_part_of_a_repository_in_the_cache_is_not_pulled_for_the_whole(made, hub, call, tmp_path):
+    call("push", made, "org/small")
+    resolve("org/small")
+    command = [sys.executable, "-m", "nlp_distill.cli", "pull", "org/small", str(tmp_path / "pulled")]
+    environment = hub.environment(tmp_path / "home", offline=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2 and "a part of it, without recipe.yaml" in done.stderr, done.stderr
+    assert not (tmp_path / "pulled").exists()
+    call("pull", "org/small", tmp_path / "pulled")
+    assert (tmp_path / "pulled" / "onnx" / "model_quantized.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        RuntimeError("Dataset scripts are no longer supported, but found words.py"),
+        EmptyDatasetError("The directory doesn't contain any data files"),
+        DatasetGenerationError("An error occurred while generating the dataset"),
+    ],
+)
+def test_a_dataset_that_cannot_be_read_is_a_sentence(write_recipe, tmp_path, call, monkeypatch, raised):
+    """What datasets raises for a loading script, for no tables, and for tables that do not go together."""
+    monkeypatch.setattr("nlp_distill.hub_data.hub_reachable", lambda: True)
+    monkeypatch.setattr("nlp_distill.hub_data._vetted_commit", lambda *_: "0" * 40)
+    monkeypatch.setattr("datasets.load_dataset_builder", mock.Mock(side_effect=raised))
+    recipe = write_recipe(tmp_path, data={"dataset": "org/words"})
+    said = call("run", recipe, "--out", tmp_path / "run", code=2)
+    assert f"'org/words' was not found: {raised}" in said and "data.files" in said, said
+
+
 def test_a_recipe_that_publishes(write_recipe, tmp_path, hub, call):
     losses = {"epochs": 1, "losses": [{"kind": "logits"}]}
     recipe = write_recipe(tmp_path, distill=losses, publish={"repository": "org/small", "private": True})
@@ -92,6 +127,20 @@ def test_what_cannot_be_published_is_refused_before_training(write_recipe, tmp_p
     assert not (tmp_path / "run").exists()
     recipe = write_recipe(tmp_path, publish={"repository": "small"})
     assert "publish.repository" in call("run", recipe, code=2)
+
+
+def test_publishing_is_added_to_a_finished_run_and_asked_for_anew(write_recipe, tmp_path, hub, call):
+    losses = {"epochs": 1, "losses": [{"kind": "logits"}]}
+    run = tmp_path / "run"
+    call("run", write_recipe(tmp_path, distill=losses), "--out", run)
+    recipe = write_recipe(tmp_path, distill=losses, publish={"repository": "org/small"})
+    with hub.here(tmp_path / "home", token=hub.read_token):
+        assert "only read" in call("run", recipe, "--out", run, code=2)
+    assert "published: " in call("run", recipe, "--out", run)
+    with hub.here(tmp_path / "home", token=hub.read_token):
+        assert "only read" in call("run", recipe, "-o", "distill.epochs=2", "--redo", "--out", run, code=2)
+    others = write_recipe(tmp_path, distill=losses, publish={"repository": "others/small", "create_pr": True})
+    check_access("others/small", create_pr=load_recipe(str(others), []).publish.create_pr)
 
 
 def test_a_teacher_by_id_gives_its_licence_and_lineage(write_recipe, tmp_path, tiny_teacher, hub, call):

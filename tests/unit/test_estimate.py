@@ -3,7 +3,7 @@
 import nlp_distill
 from nlp_distill.estimate import Part, estimate
 from nlp_distill.loading import load_model
-from nlp_distill.testing import tiny_config, tiny_model
+from nlp_distill.testing import save_tiny, tiny_config, tiny_model
 
 
 def test_parameters_without_weights_are_those_of_the_model():
@@ -34,3 +34,18 @@ def test_an_estimate_against_the_run(tiny_recipe, tmp_path):
 def test_a_full_disk_is_said_before(tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr("nlp_distill.estimate.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     assert any("only 0.0 GB are free" in line for line in estimate(str(tiny_recipe()), out=tmp_path).lines())
+
+
+def test_a_teacher_that_is_tuned_in_several_ways_counts(tiny_recipe, tmp_path):
+    recipe = str(tiny_recipe(teacher={"model": str(tmp_path / "teacher"), "finetune": "auto"}))
+    save_tiny(tmp_path / "teacher", "bert", "AutoModel", hidden_size=256, intermediate_size=1024)
+    once = estimate(recipe, ["teacher.finetune={epochs: 1}"], tmp_path)
+    auto = estimate(recipe, [], tmp_path)
+    assert auto.memory > 0.9 * once.memory and auto.disk > once.disk + 2 * 16 * auto.teacher.parameters
+
+
+def test_a_run_that_has_trained_needs_no_room_for_checkpoints(tiny_recipe, tmp_path, monkeypatch):
+    recipe = tiny_recipe()
+    nlp_distill.run(recipe, out=tmp_path / "run", until="control")
+    monkeypatch.setattr("nlp_distill.estimate._free", lambda folder: 4e5)
+    nlp_distill.run(recipe, out=tmp_path / "run", until="export")

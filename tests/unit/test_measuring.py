@@ -154,3 +154,8 @@ def test_weights_in_parts_count_whole(tmp_path):
     assert [file.name for file in files_to_run(tmp_path, None)] == names
     assert [file.name for file in files_to_run(tmp_path, "student-onnx-fp32")] == exports[:2]
     assert [file.name for file in files_to_run(tmp_path, "student-onnx-int8")] == exports[2:]
+
+
+def test_a_classifier_that_looks_at_the_end_of_its_text_is_timed(tmp_path, short):
+    folder = save_tiny(tmp_path, "bart", CLASSIFIER)
+    assert measure([Measured("student", str(folder), CLASSIFIER, None)], [8], 1, lambda done, total: None)["student"]

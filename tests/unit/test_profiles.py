@@ -112,7 +112,7 @@ def test_a_miss_climbs_the_ladder_and_every_attempt_is_told(tmp_path, tiny_data,
     assert [tried["gate"]["drop_on_selection"] for tried in report["attempts"]] == [5.0, 4.0, 3.0, 0.1]
     assert [tried["embedding_bits"] for tried in report["attempts"]] == [4, 8, 8, 8]
     assert ["activations" in tried for tried in report["attempts"]] == [False, False, True, True]
-    assert ["not_static" in tried for tried in report["attempts"]] == [False, False, False, True]
+    assert ["not_quantized" in tried for tried in report["attempts"]] == [False, False, False, True]
     assert load_pipeline(gate.work.model, "student-onnx-int8")("good film")
 
 

@@ -211,7 +211,7 @@ def test_a_card_may_be_edited_but_not_its_numbers(run, hub, call):
     with pytest.raises(CardUntrue, match="cannot be read"):
         check_card(RunDir(run))
     card.unlink()
-    assert "it is not there" in call("push", run, "org/small", code=2)
+    assert "`nlp-distill report` writes it anew" in call("push", run, "org/small", code=2)
 
 
 def test_no_secret_leaves(run, hub, call):

@@ -88,6 +88,14 @@ def test_agreement_is_a_share_of_decisions(scored):
     assert agreement(task, right, half) == 0.5
 
 
+def test_rows_that_ask_for_nothing_are_no_agreement():
+    task = load_task("masked_lm")
+    raw = [
+        np.array([{"guesses": [*word]} for word in words], dtype=object) for words in (("a", "b", ""), ("a", "c", ""))
+    ]
+    assert agreement(task, *raw) == 0.5
+
+
 def test_a_task_without_decisions_has_no_agreement(tmp_path):
     rows = "\n".join(f'{{"text": "good film {i}", "label": {i / 7}}}' for i in range(30))
     for name in ("train", "validation"):

@@ -197,6 +197,13 @@ def test_open_paths_are_open_to_readers_only():
         assert access.is_open(method, path) == ((method, path) in open_to), (method, path)
 
 
+def test_an_origin_that_is_none_and_a_name_in_other_letters():
+    client = Client(Access(hosts=("Models.Example.com",)))
+    answer = client.post("/echo", json={"text": "x"}, headers={"origin": "http://["})
+    is_problem(answer, 403, "origin_refused")
+    assert client.get("/health/live", headers={"host": "models.example.com:80"}).status_code == 200
+
+
 def test_a_body_that_does_not_arrive_in_time_is_given_up():
     async def drip():
         yield b'{"text": '

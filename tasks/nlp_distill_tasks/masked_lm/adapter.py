@@ -207,8 +207,8 @@ class MaskedLM(Task):
         return {name: 100.0 * float(values.mean()) if len(values) else 0.0 for name, values in asked.items()}
 
     def decisions(self, raw: NDArray[Any]) -> NDArray[Any]:
-        """The first guesses."""
-        return np.array([(row["guesses"] or [""])[0] for row in raw], dtype=object)
+        """The first guesses; None where no word was hidden."""
+        return np.array([(row["guesses"] or [None])[0] for row in raw], dtype=object)
 
     def truths(self, dataset: Dataset) -> list[str]:
         """The hidden words."""
