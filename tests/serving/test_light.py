@@ -1,20 +1,26 @@
 """Without torch the answers are those of Optimum's pipeline, digit for digit."""
 
+import io
 import json
 import random
 import shutil
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
 from nlp_distill.errors import ModelNotFound, NotLight
+from nlp_distill.exports.onnx_graph import few_bits
 from nlp_distill.light.door import light_task, load_light
 from nlp_distill.light.question_answering import answering_settings
 from nlp_distill.light.stated import says_all
 from nlp_distill.prediction import load_pipeline
+from nlp_distill.serving import frames
+from nlp_distill.serving.engine import Desk
 from nlp_distill.task import load_task
 from nlp_distill.testing import WORDS, tiny_rows
 
@@ -155,6 +161,48 @@ def test_int8_is_run_one_row_at_a_time_because_mates_would_change_its_answers(cl
     assert any(not np.array_equal(a["logits"], b["logits"]) for a, b in zip(together, alone, strict=True))
     light.graph.try_batches(light.tokenizer.vocabulary, 64)
     assert not light.graph.exact
+
+
+def test_weights_in_blocks_are_run_one_row_at_a_time(classifiers, tmp_path):
+    """Their kernel's last bits depend on the place in a batch, too seldom for a few tries to show it."""
+    folder = shutil.copytree(classifiers["single"], tmp_path / "model")
+    onnx.save(few_bits(onnx.load(folder / "onnx" / "model.onnx"), 4, 32), folder / "onnx" / "model_q4.onnx")
+    assert not load_light(folder, "student-onnx-q4").graph.exact
+
+
+def test_questions_need_a_first_token_that_is_named(answerers, tmp_path):
+    assert light_task(answerers["v2"], FP32) == "question_answering"
+    assert light_task(changed(answerers["v2"], tmp_path / "a", "tokenizer_config.json", cls_token=None), FP32) is None
+
+
+def test_what_makes_the_tokenizer_panic_is_refused(answerers, monkeypatch):
+    class PanicException(BaseException):
+        pass
+
+    def encode_batch(_):
+        raise PanicException("stride too large")
+
+    light = load_light(answerers["v1"], FP32)
+    monkeypatch.setattr(light.tokenizer, "_tokenizer", SimpleNamespace(encode_batch=encode_batch))
+    monkeypatch.setattr(light.tokenizer, "_truncation", (64, 8, "only_second"))
+    with pytest.raises(ValueError, match="stride too large"):
+        light.tokenizer.encode("a", "b", 64, "only_second", 8)
+
+
+def test_what_an_engine_cannot_write_fails_alone():
+    """Numbers of numpy are numbers; a thread that broke would leave all who come after without an answer."""
+
+    class Engine:
+        threads, most_together = 1, 4
+
+        def answer(self, requests):
+            return [(number, "answer", told, 0.0) for number, told, _ in requests]
+
+    out = io.BytesIO()
+    Desk(Engine(), out)._finish([(1, {"score": np.float32(0.5)}, {}), (2, object(), {})])
+    out.seek(0)
+    told = {head["id"]: (head["kind"], body) for head, body in iter(lambda: frames.read(out), None)}
+    assert told == {1: ("answer", b'{"score":0.5}'), 2: ("failed", b"")}
 
 
 def changed(folder, target, name, **settings):

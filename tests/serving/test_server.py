@@ -398,7 +398,9 @@ def test_what_was_asked_before_the_end_is_answered(tmp_path, answerers):
         end = time.monotonic() + 30
         while not running.counted("nlpd_queue_rows", model="v1") and time.monotonic() < end:
             time.sleep(0.02)
-        running.process.send_signal(signal.SIGTERM)
+        # As a terminal and systemd do it, all processes hear it.
+        for process in [*running.engines(), running.process]:
+            process.send_signal(signal.SIGTERM)
         answer = asking.getresponse()
         assert answer.status == 200 and len(json.loads(answer.read())) == 60
     assert running.process.returncode == 0
