@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,12 +123,13 @@ def estimate(name: str, overrides: Sequence[str] = (), out: Path = Path()) -> Es
     return Estimate(teacher, student, steps, tokens, memory, disk, _free(out), seconds)
 
 
-def check_disk(folder: Path, recipe: Recipe, task: Task, found: Feasible, trained: bool) -> None:
+def check_disk(folder: Path, recipe: Recipe, task: Task, found: Feasible, done: Collection[str]) -> None:
     """Refuse a run that will not fit beside what its folder holds already. Raises `DiskFull`.
 
-    `trained`: the checkpoints have been and gone.
+    `done`: stages whose checkpoints have been and gone.
     """
-    need = _disk(recipe, *_parts(task, found), tries=found.tries, trained=trained)
+    trained = {"distill", "control"} <= {*done}
+    need = _disk(recipe, *_parts(task, found), tries=0 if "teacher" in done else found.tries, trained=trained)
     try:
         need -= sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         free = _free(folder)
@@ -191,7 +192,7 @@ def _disk(recipe: Recipe, teacher: Part | None, student: Part, tries: int, train
     exports = sum(student.parameters * (5 if export.profile == "fast" else 4) for export in recipe.export)
     phases = 2 * CHECKPOINT * len(recipe.distill.phases) * student.parameters
     tuning = (2 * CHECKPOINT + WEIGHT * (tries > 1)) * tries * (teacher.parameters if teacher else 0)
-    return WEIGHT * models + exports + (0 if trained else max(phases, tuning))
+    return WEIGHT * models + exports + max(0 if trained else phases, tuning)
 
 
 def _rate(bf16: bool) -> float:

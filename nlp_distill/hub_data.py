@@ -32,7 +32,7 @@ def load_hub_tables(name: str, config: str | None, revision: str | None) -> Data
     repository, config = ("nyu-mll/glue", name.removeprefix("glue/")) if name.startswith("glue/") else (name, config)
     check_names(name, repository, revision)
     from datasets import load_dataset_builder
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
     from huggingface_hub.errors import (
         HfHubHTTPError,
         OfflineModeIsEnabled,
@@ -58,8 +58,11 @@ def load_hub_tables(name: str, config: str | None, revision: str | None) -> Data
     except ValueError as error:
         raise DataNotFound(name=name, reason=str(error).split("\n")[0], fix="Set data.config.") from error
     except (DatasetsError, FileNotFoundError, RuntimeError) as error:
-        # A loading script, no tables at all, or tables that do not go together.
-        raise DataNotFound(name=name, reason=str(error).split("\n")[0].rstrip("."), fix=FIX) from error
+        # A loading script, no tables at all, or tables that do not go together; the last says why one step down.
+        cause = (isinstance(error, DatasetGenerationError) and error.__cause__) or error
+        if isinstance(cause, OSError) and cause is not error:
+            raise cause from None
+        raise DataNotFound(name=name, reason=str(cause).split("\n")[0].rstrip("."), fix=FIX) from error
     return loaded
 
 

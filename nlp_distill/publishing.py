@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from nlp_distill.hub import check_access, check_names, push
 from nlp_distill.road import Road
 
 
-def check_publish(road: Road, redo: bool) -> None:
-    """Refuse before training what could not be published after. Raises `PublishRefused`, `PublishFailed`."""
-    chosen, done = road.recipe.publish, road.rundir.manifest().get("stages", {}).get("publish", {})
-    if chosen is None or not road.main or (done.get("published") and not redo):
+def check_publish(road: Road, standing: Collection[str]) -> None:
+    """Refuse before training what could not be published after. Raises `PublishRefused`, `PublishFailed`.
+
+    `standing`: stages that will not be made again.
+    """
+    chosen = road.recipe.publish
+    if chosen is None or not road.main or "publish" in standing:
         return
     check_names(chosen.repository, chosen.revision, chosen.create_pr)
     check_access(chosen.repository, chosen.create_pr)

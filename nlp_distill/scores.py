@@ -103,4 +103,4 @@ def agreement(task: Task, raw: Array, other: Array) -> float | None:
     if ours is None or theirs is None:
         return None
     asked = [one is not None for one in ours]
-    return float(np.mean((ours == theirs)[asked]))
+    return float(np.mean((ours == theirs)[asked])) if any(asked) else None

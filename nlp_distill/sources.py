@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from nlp_distill.errors import HubUnreachable, ModelNotFound, PickleOnly, WeightsChanged
-from nlp_distill.hub_trouble import offline_mode, reason, status
+from nlp_distill.hub_trouble import reason, status
 from nlp_distill.rundir import RunDir, sha256_file
 from nlp_distill.strict_yaml import front_matter
 from nlp_distill.vetting import check_folder, inside, read_json
@@ -210,13 +210,16 @@ def _download(reference: str, repository: str, revision: str | None, exports: bo
 def _check_whole(reference: str, repository: str, folder: Path, patterns: list[str]) -> None:
     """A snapshot in the cache may have been made for its weights alone, or have broken off. Raises `HubUnreachable`."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from requests import RequestException
 
-    if offline_mode():
-        missing = [name for name in ("recipe.yaml",) if (folder / "student.json").exists()]
-    else:
+    try:
         siblings = HfApi().model_info(repository, revision=folder.name).siblings or []
         names = [file.rfilename for file in siblings]
         missing = [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+    except (HfHubHTTPError, OfflineModeIsEnabled, RequestException):
+        # Nobody to ask: what we publish has a recipe, and what was fetched for its weights alone has none.
+        missing = ["recipe.yaml"] if (folder / "student.json").exists() else []
     missing = [name for name in missing if not (folder / name).exists()]
     if missing:
         raise HubUnreachable(reference=reference, reason=f"the cache has a part of it, without {missing[0]}")

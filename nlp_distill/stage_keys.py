@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nlp_distill.errors import Interrupted, StageChanged
+from nlp_distill.recipe import Recipe
 from nlp_distill.recipe_file import flat
 from nlp_distill.rundir import RunDir, sha256_file, sha256_json
 
@@ -125,3 +126,13 @@ class StageKeys:
 def _nothing(record: dict[str, Any]) -> bool:
     """Whether a stage was not asked for: what was not made can be made now, with any settings."""
     return record.get("published", True) is None or record.get("trained", True) is None
+
+
+def standing(rundir: RunDir, recipe: Recipe) -> set[str]:
+    """Stages that need not be made again unless settings change: what the manifest says, before a run is entered."""
+    records: dict[str, Any] = rundir.manifest().get("stages", {})
+    stand = {stage for stage, record in records.items() if not _nothing(record)}
+    if not recipe.control:
+        return stand | {"control"}
+    # What is after a control that is yet to be trained is made anew.
+    return stand if "control" in stand else stand - {"publish"}

@@ -32,7 +32,7 @@ from nlp_distill.rundir import RunDir, new_folder, read_json, sha256_json, write
 from nlp_distill.scores import predict, raw_lines, read_raw
 from nlp_distill.signals import model_inputs
 from nlp_distill.sources import resolve
-from nlp_distill.stage_keys import UPSTREAM, StageKeys
+from nlp_distill.stage_keys import UPSTREAM, StageKeys, standing
 from nlp_distill.student import Built, cut_student, frozen, shaped_student
 from nlp_distill.teacher import prepare
 from nlp_distill.teaching import teacher_source
@@ -158,12 +158,12 @@ def enter(road: Road, redo: bool) -> StageKeys:
     """Refuse before training what cannot work; then make or enter the run folder."""
     recipe, rundir = road.recipe, road.rundir
     found = check(recipe, road.task, road.source, len(road.slices.train))
-    check_publish(road, redo)
+    stand = set() if redo else standing(rundir, recipe)
+    check_publish(road, stand)
     if not rundir.exists():
         road.try_out()
     if road.main:
-        trained = not redo and {"teacher", "distill", "control"} <= {*rundir.manifest().get("stages", {})}
-        check_disk(rundir.path, recipe, road.task, found, trained)
+        check_disk(rundir.path, recipe, road.task, found, stand)
         rundir.create()
     road.accelerator.wait_for_everyone()
     keys = StageKeys(rundir, stage_settings(road), redo, road.main)

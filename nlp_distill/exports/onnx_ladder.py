@@ -76,7 +76,8 @@ def _fast(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]
             partial(_retrained_int8, work, form, file, feeds, False),
         )
     half = worst[: len(worst) // 2]
-    yield Attempt(said | {"not_quantized": half}, static(smooth, 8, half))
+    if len(half) > WITHOUT:
+        yield Attempt(said | {"not_quantized": half}, static(smooth, 8, half))
 
 
 def _worst(model: onnx.ModelProto, feeds: Feeds) -> list[str]:

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from nlp_distill.batches import micro_batches
 from nlp_distill.errors import ParityFailed
 from nlp_distill.loop import Rows
-from nlp_distill.scores import agreement
 from nlp_distill.signals import model_inputs
 from nlp_distill.task import Task
 
@@ -23,8 +22,9 @@ BATCH_TOKENS = 2048
 
 def answer_changes(task: Task, reference: NDArray[Any], exported: NDArray[Any]) -> dict[str, Any]:
     """How many rows get another answer from the pipeline; None where the task decides nothing."""
-    same = agreement(task, reference, exported)
-    return {"rows": len(reference), "flips": None if same is None else round((1 - same) * len(reference))}
+    ours, theirs = task.decisions(reference), task.decisions(exported)
+    flips = None if ours is None or theirs is None else int((ours != theirs).sum())
+    return {"rows": len(reference), "flips": flips}
 
 
 def logit_difference(

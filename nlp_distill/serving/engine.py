@@ -185,6 +185,10 @@ def serve(source: IO[bytes], out: IO[bytes], engine_of: Callable[[dict[str, Any]
         os.nice(NICE)
     for _ in range(engine.threads):
         threading.Thread(target=desk.work, daemon=True).start()
+    # Ctrl-C, and what ends a service, reach the whole group; the parent ends this process once all is answered.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
     desk.tell({"kind": "ready"})
     while (frame := frames.read(source)) is not None:
         head, body = frame
@@ -194,9 +198,6 @@ def serve(source: IO[bytes], out: IO[bytes], engine_of: Callable[[dict[str, Any]
 
 def main() -> None:
     """What the process runs."""
-    # Ctrl-C, and what ends a service, reach the whole group; the parent ends this process once all is answered.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
     out = os.fdopen(os.dup(1), "wb")
     # What libraries print must not get between the frames.
     os.dup2(2, 1)

@@ -157,6 +157,9 @@ class Engine:
         except asyncio.TimeoutError as error:
             self._process.kill()
             raise EngineUnfit(model=served.id, reason=f"not within {START_SECONDS:g} s") from error
+        except BaseException:
+            self._process.kill()
+            raise
         if frame is None or frame[0]["kind"] != "ready":
             reason = frame[0]["reason"] if frame else f"exit code {await self._process.wait()}"
             raise EngineUnfit(model=served.id, reason=reason)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from nlp_distill.exports.parity import answer_changes
 from nlp_distill.prediction import variant_pipeline
 from nlp_distill.recipe import Data
 from nlp_distill.scores import agreement, interval, paired_interval, predict, raw_lines, read_raw
@@ -93,7 +94,8 @@ def test_rows_that_ask_for_nothing_are_no_agreement():
     raw = [
         np.array([{"guesses": [*word]} for word in words], dtype=object) for words in (("a", "b", ""), ("a", "c", ""))
     ]
-    assert agreement(task, *raw) == 0.5
+    assert agreement(task, *raw) == 0.5 and answer_changes(task, *raw)["flips"] == 1
+    assert agreement(task, raw[0][2:], raw[1][2:]) is None
 
 
 def test_a_task_without_decisions_has_no_agreement(tmp_path):
