@@ -158,7 +158,7 @@ def enter(road: Road, redo: bool) -> StageKeys:
     """Refuse before training what cannot work; then make or enter the run folder."""
     recipe, rundir = road.recipe, road.rundir
     found = check(recipe, road.task, road.source, len(road.slices.train))
-    stand = set() if redo else standing(rundir, recipe)
+    stand = standing(rundir, recipe) if rundir.exists() and not redo else set()
     check_publish(road, stand)
     if not rundir.exists():
         road.try_out()

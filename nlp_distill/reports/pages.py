@@ -68,7 +68,7 @@ def report(path: str | Path) -> list[Path]:
     except (DataError, HubUnreachable):
         return publish(run, task, None)
     results = read_json(run.results)
-    if not (run.model / "README.md").is_file():
+    if not (run.model / "README.md").is_file() and (run.model / "config.json").is_file():
         write_card(run, results, task, load_tokenizer(run.model))
     same = found.sha256["evaluation"] == results["data"]["sha256"]["evaluation"]
     return publish(run, task, found.evaluation if same else None)

@@ -1,6 +1,7 @@
 """push, pull and predict by id, through the command line, against a loopback Hub."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,16 @@ def test_pull_brings_a_folder_that_predicts_alike(made, hub, call, tmp_path):
     assert call("predict", "org/small@main", "a good film", "dull", "--variant", "student-onnx-int8") == here
     assert "no such model" in call("pull", "org/none", code=2)
     assert "has no variant 'teacher'" in call("predict", "org/small", "a", "--variant", "teacher", code=2)
+
+
+def test_a_card_that_was_deleted_is_written_anew(made, hub, call, tmp_path):
+    run = shutil.copytree(made, tmp_path / "run")
+    card = (run / "model" / "README.md").read_text()
+    (run / "model" / "README.md").unlink()
+    assert "`nlp-distill report` writes it anew" in call("push", run, "org/small", code=2)
+    call("report", run)
+    assert (run / "model" / "README.md").read_text() == card
+    call("push", run, "org/small")
 
 
 def test_a_pulled_folder_is_no_run(made, hub, call, tmp_path):

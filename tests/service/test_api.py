@@ -15,6 +15,7 @@ from conftest import RECIPE, TestClient
 
 from nlp_distill.checkpoint import Checkpoint, CheckpointFolder
 from nlp_distill.service.api.app import service_app
+from nlp_distill.service.api.events import _first
 from nlp_distill.service.api.feed import Feed
 from nlp_distill.service.api.service import Limits
 from nlp_distill.service.attempt import artifacts
@@ -282,6 +283,16 @@ def test_curves(api, submitted):
     assert len(found["data"][0]["steps"]) <= 100 and found["data"][0]["values"][0] == 1.0
     only = api.get(f"/v1/jobs/{job['id']}/metrics?names=speed").json()
     assert [curve["name"] for curve in only["data"]] == ["speed"]
+
+
+def test_a_log_that_grows_while_it_is_sent_comes_as_long_as_was_announced(tmp_path):
+    """Or the connection breaks: the server holds to the length that it has told."""
+    (tmp_path / "log").write_bytes(b"a" * 100_000)
+    parts = _first(tmp_path / "log", 100_000)
+    sent = [next(parts)]
+    with (tmp_path / "log").open("ab") as stream:
+        stream.write(b"b" * 100_000)
+    assert b"".join([*sent, *parts]) == b"a" * 100_000
 
 
 def test_logs_by_part(home, api, submitted):

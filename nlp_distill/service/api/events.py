@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
@@ -127,6 +128,7 @@ def logs(
     job_id: JobId,
     service: Served,
     who: Reader,
+    request: Request,
     attempt: Annotated[str | None, Query(pattern=ATTEMPT_ID, description="Unset: the last one.")] = None,
     follow: Annotated[bool, Query(description="Go on until the attempt is over.")] = False,
 ) -> Response:
@@ -143,9 +145,21 @@ def logs(
     if follow and file is not None:
         _check_streams(service, who)
         return StreamingResponse(_follow(service, who, job_id, str(attempt_id)), media_type="text/plain")
-    if file is None or not file.is_file() or file.stat().st_size == 0:
+    size = file.stat().st_size if file is not None and file.is_file() else 0
+    if file is None or size == 0:
         return Response("", media_type="text/plain")
-    return FileResponse(file, media_type="text/plain")
+    if "range" in request.headers:
+        return FileResponse(file, media_type="text/plain")
+    # It may grow while it is sent: what was announced is what comes.
+    headers = {"Content-Length": str(size), "Accept-Ranges": "bytes"}
+    return StreamingResponse(_first(file, size), media_type="text/plain", headers=headers)
+
+
+def _first(file: Path, size: int) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while size > 0 and (block := stream.read(min(size, 1 << 16))):
+            size -= len(block)
+            yield block
 
 
 async def _follow(service: Service, who: Who, job_id: str, attempt_id: str) -> AsyncIterator[bytes]:
