@@ -137,17 +137,18 @@ def _run(
     strict: bool = False,
 ) -> None:
     from nlp_distill.display import Display
+    from nlp_distill.recipe_file import recipe_and_folder
 
-    overrides = [*(overrides or []), *(["control=true"] if control else [])]
+    # Before the libraries that take seconds: what is wrong with a recipe is said at once.
+    read, folder = recipe_and_folder(recipe, [*(overrides or []), *(["control=true"] if control else [])], out)
     console = err if as_json else out_console
     with _stoppable() as asked, Display(console) as display:
         from nlp_distill.reports.table import next_lines, results_table, verdict
         from nlp_distill.stages import run
 
         finished = run(
-            recipe,
-            *overrides,
-            out=out,
+            read,
+            out=folder,
             redo=redo,
             until=until,
             strict=strict,

@@ -62,6 +62,19 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return parse_recipe(_bytes(path), str(path), overrides)
 
 
+def recipe_and_folder(
+    recipe: str | Path | Recipe, overrides: Sequence[str], out: str | Path | None
+) -> tuple[Recipe, Path]:
+    """A recipe, or what `load_recipe` takes for one, and the folder that its run goes to. Raises as `load_recipe`."""
+    if isinstance(recipe, Recipe):
+        return recipe, Path(out or "runs/run")
+    name = str(recipe)
+    loaded = load_recipe(name, overrides)
+    if out is None:
+        out = name if Path(name).is_dir() else Path("runs") / find_recipe(name).stem
+    return loaded, Path(out)
+
+
 def recipe_text(path: Path) -> str:
     """A recipe as it is written. Raises `RecipeUnreadable`."""
     return _decoded(_bytes(path), str(path))

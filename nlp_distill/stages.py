@@ -25,7 +25,7 @@ from nlp_distill.prediction import variant_pipeline
 from nlp_distill.preflight import check, supervise_map
 from nlp_distill.publishing import check_publish, publish_stage
 from nlp_distill.recipe import OPERATION, Phase, Recipe
-from nlp_distill.recipe_file import find_recipe, load_recipe, write_recipe
+from nlp_distill.recipe_file import recipe_and_folder, write_recipe
 from nlp_distill.reports.pages import report_stage
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, read_json, sha256_json, write_json, write_text
@@ -86,7 +86,7 @@ def run(
     whose settings changed anew; `strict`: raise `BudgetMissed` when the budget is missed.
     Raises `UserError` for what the user can correct, `Interrupted` when `stop()` turned true.
     """
-    recipe, folder = _what_and_where(recipe, overrides, out)
+    recipe, folder = recipe_and_folder(recipe, overrides, out)
     rundir = RunDir(folder)
     events = notify or (lambda kind, **fields: None)
 
@@ -140,18 +140,6 @@ def _walk(road: Road, keys: StageKeys, stages: tuple[str, ...]) -> None:
             keys.drop_checkpoints(stage)
         road.accelerator.wait_for_everyone()
         road.notify("stage", stage=stage, state="done", seconds=round(time.monotonic() - start, 1), **facts)
-
-
-def _what_and_where(
-    recipe: str | Path | Recipe, overrides: tuple[str, ...], out: str | Path | None
-) -> tuple[Recipe, Path]:
-    if isinstance(recipe, Recipe):
-        return recipe, Path(out or "runs/run")
-    name = str(recipe)
-    loaded = load_recipe(name, overrides)
-    if out is None:
-        out = name if Path(name).is_dir() else Path("runs") / find_recipe(name).stem
-    return loaded, Path(out)
 
 
 def enter(road: Road, redo: bool) -> StageKeys:

@@ -194,6 +194,7 @@ def process(code, *arguments, **environment):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_offline_with_a_warm_cache_opens_no_socket(made, tmp_path, tiny_data):
     """A dataset and a model, in fresh processes: first from the Hub, then without one."""
     predict = "import json, sys, nlp_distill\nprint(nlp_distill.load_pipeline('org/small')('a good film'))"

@@ -1,9 +1,12 @@
 """A form that loses too much is repaired by a quantization-aware epoch, in a run through the command line's API."""
 
+import pytest
+
 import nlp_distill
 from nlp_distill.exports.gate import Gate
 
 
+@pytest.mark.slow
 def test_an_epoch_from_the_teacher_repairs(tiny_recipe, tmp_path, monkeypatch):
     recipe = tiny_recipe(export=[{"format": "onnx", "profile": "fast"}, {"format": "onnx", "profile": "small"}])
     honest, calls = Gate._loss, []

@@ -126,6 +126,7 @@ def figures(folder):
     return [{key: variant.get(key) for key in kept} for variant in said["variants"]]
 
 
+@pytest.mark.slow
 def test_from_a_persons_file_to_a_student_though_all_is_killed(service, world):
     job = service.command("submit", "own.yaml", "--name", "mine", "--tag", "t").stdout.strip()
     found = service.client.jobs.get(job)

@@ -237,6 +237,7 @@ def weights(run):
     return {str(file.relative_to(run)): sha256_file(file) for file in files}
 
 
+@pytest.mark.slow
 def test_a_job_has_the_same_weights_on_ray_as_here(on_ray, home, queue, tiny_recipe, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("HF_TOKEN", "hf_canarycanarycanary")

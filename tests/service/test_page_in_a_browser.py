@@ -434,6 +434,7 @@ def service(tmp_path):
     made.end()
 
 
+@pytest.mark.slow
 def test_from_ones_own_rows_to_a_student_through_a_restart(service, visit):
     visitor = visit(service.url)
     page = visitor.page

@@ -49,6 +49,13 @@ def here(*arguments):
     return stopped.value.code, " ".join(shown.getvalue().split())
 
 
+def finished(*arguments):
+    """What `distill` printed here, where it must succeed."""
+    code, shown = here("distill", *arguments, *SLOWLY)
+    assert code == 0, shown
+    return shown
+
+
 def weights(run, folder="model"):
     return load_file(run / folder / "model.safetensors")
 
@@ -107,7 +114,7 @@ def undisturbed(request, write_recipe, tmp_path_factory):
     """One run, never disturbed, up to the distilled student: its recipe and folder."""
     folder = tmp_path_factory.mktemp("undisturbed")
     recipe = write_recipe(folder, **parts(request.param, folder))
-    cli("distill", recipe, "--out", folder / "run", *SLOWLY)
+    finished(recipe, "--out", folder / "run")
     return recipe, folder / "run"
 
 
@@ -196,8 +203,8 @@ def test_a_second_run_starts_from_the_first_ones_cache_and_prunes_change_no_bit(
     process.communicate()
     code, shown = here("cache", "prune", "--all")
     assert code == 0 and "freed 0.0 MB" not in shown
-    done = cli("distill", recipe, "--out", tmp_path / "pruned", *SLOWLY)
-    assert "resumed at step" in done.stdout and "cached already" not in done.stdout
+    shown = finished(recipe, "--out", tmp_path / "pruned")
+    assert "resumed at step" in shown and "cached already" not in shown
     assert equal(weights(tmp_path / "pruned"), weights(one))
 
 
@@ -215,7 +222,7 @@ def test_what_cannot_be_cached_is_refused_before_anything_starts(write_recipe, t
 @ALL_TASKS
 def test_accumulation_agrees_with_whole_steps(undisturbed, tmp_path):
     recipe, one = undisturbed
-    cli("distill", recipe, "--out", tmp_path / "cut", *SLOWLY, "-o", "distill.micro_batch_tokens=40")
+    finished(recipe, "--out", tmp_path / "cut", "-o", "distill.micro_batch_tokens=40")
     agree(history(one), history(tmp_path / "cut"))
 
 
@@ -241,7 +248,7 @@ def wait_for(run: Path, stage: str, seconds: float = 120.0) -> None:
     pytest.fail(f"{stage} never came to step 5")
 
 
-@ALL_TASKS
+@of_tasks("classification", *(pytest.param(name, marks=pytest.mark.slow) for name in ("question_answering", "seq2seq")))
 def test_kill_9_anywhere_ends_with_the_same_bits(undisturbed, tmp_path):
     recipe, expected = undisturbed
     run = tmp_path / "killed"
@@ -251,8 +258,7 @@ def test_kill_9_anywhere_ends_with_the_same_bits(undisturbed, tmp_path):
         process.kill()
         process.communicate()
     assert not (run / "model").exists()
-    done = cli("distill", recipe, "--out", run, *SLOWLY)
-    assert "resumed at step" in done.stdout
+    assert "resumed at step" in finished(recipe, "--out", run)
     assert equal(weights(run), weights(expected))
     assert equal(weights(run, "teacher"), weights(expected, "teacher"))
     assert history(run) == history(expected)
@@ -288,6 +294,7 @@ if os.environ.get("RANK") == "1":
 """
 
 
+@pytest.mark.slow
 @ONE_TASK
 def test_a_stage_drops_nothing_that_a_slower_process_still_reads(undisturbed, tmp_path):
     recipe, _ = undisturbed
@@ -308,7 +315,7 @@ def test_a_signal_stops_after_the_step_with_75_and_the_same_command_resumes(undi
     assert process.returncode == 75, output
     assert "the same command resumes" in output
     assert "Traceback" not in output
-    cli("distill", recipe, "--out", run, *SLOWLY)
+    finished(recipe, "--out", run)
     assert equal(weights(run), weights(expected))
 
 
@@ -323,10 +330,11 @@ def test_a_disk_that_fails_in_the_middle_is_named_and_costs_nothing(undisturbed,
     assert done.returncode == 3
     assert "Error: teacher: the disk failed" in done.stderr and "File too large" in done.stderr
     assert "Traceback" not in done.stderr
-    cli("distill", recipe, "--out", run, *SLOWLY)
+    finished(recipe, "--out", run)
     assert equal(weights(run), weights(expected))
 
 
+@pytest.mark.slow
 @ONE_TASK
 def test_when_one_of_two_processes_dies_the_other_says_so(undisturbed, tmp_path):
     recipe, _ = undisturbed

@@ -172,6 +172,7 @@ def test_processes_take_turns_in_an_order_of_chance(models, monkeypatch):
     assert firsts != ["a", "b"] * (len(firsts) // 2), "the order changes from round to round"
 
 
+@pytest.mark.slow
 def test_models_of_others_are_scored_and_timed_beside_ours(models, tiny_data, monkeypatch):
     """The same weights in three forms: the same score, full agreement; labels without names are the data's in order."""
     monkeypatch.setattr(blocks, "BLOCK_MS", 2.0)
