@@ -181,14 +181,10 @@ def summary(blocks: Blocks, latencies: dict[str, Any]) -> dict[str, Any]:
 
 def overload(server: Server, scratch: Path, script: Path, capacity: float, seconds: float) -> dict[str, Any]:
     """Five times what the server can do; how soon 429 comes, memory, and whether all is as before at once."""
-    pause = 2e3 * FLOOD_CONNECTIONS / (1.2 * TIMES * capacity)
-    flood = scratch / "flood.lua"
-    flood.write_text(script.read_text() + PAUSES % pause)
+    pause = _pause(server, scratch, script, TIMES * capacity)
     before, heard, sizes = server.memory(), [], []
-    command = ["wrk", "-t1", f"-c{FLOOD_CONNECTIONS}", f"-d{seconds:.0f}s", "--timeout", "60s", "-s", str(flood)]
-    url = f"http://127.0.0.1:{server.port}/predict"
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    with subprocess.Popen([*command, url], stdout=subprocess.PIPE, text=True) as flooding:
+    with flood(server, scratch, script, pause, seconds) as flooding:
         # Connecting is not yet asking.
         time.sleep(1)
         while flooding.poll() is None:
@@ -198,17 +194,17 @@ def overload(server: Server, scratch: Path, script: Path, capacity: float, secon
             if len(heard) % 50 == 1:
                 sizes.append(server.memory())
             time.sleep(0.005)
-        assert flooding.stdout is not None
-        said = flooding.stdout.read()
+        found = _flooded(flooding)
     begin = time.perf_counter()
     while server.status() != 200:
         time.sleep(0.01)
     recovered = time.perf_counter() - begin
     after = load(server, script, CONNECTIONS, 5)
-    found = {name: float(re.search(PATTERNS[name], said)[1]) for name in ("requests", "seconds", "refused")}  # type: ignore[index]
+    asked = found["requests"] / found["seconds"]
     return {
         "capacity_per_s": round(capacity, 1),
-        "asked_per_s": round(found["requests"] / found["seconds"], 1),
+        "asked_per_s": round(asked, 1),
+        "times_the_capacity": round(asked / capacity, 2),
         "answered_per_s": round((found["requests"] - found["refused"]) / found["seconds"], 1),
         "refused_ms": _times([ms for status, ms in heard if status == 429]),
         "answered_ms": _times([ms for status, ms in heard if status == 200]),
@@ -221,6 +217,36 @@ def overload(server: Server, scratch: Path, script: Path, capacity: float, secon
         "first_answer_after_s": round(recovered, 3),
         "requests_per_s_after": round(after["requests"] / after["seconds"], 1),
     }
+
+
+def flood(server: Server, scratch: Path, script: Path, pause: float, seconds: float) -> subprocess.Popen[str]:
+    """Connections that each wait between 0 and twice `pause` ms after an answer, whatever it was."""
+    flooding = scratch / "flood.lua"
+    flooding.write_text(script.read_text() + PAUSES % (2 * pause))
+    command = ["wrk", "-t1", f"-c{FLOOD_CONNECTIONS}", f"-d{seconds:.0f}s", "--timeout", "60s", "-s", str(flooding)]
+    url = f"http://127.0.0.1:{server.port}/predict"
+    return subprocess.Popen([*command, url], stdout=subprocess.PIPE, text=True)
+
+
+def _flooded(flooding: subprocess.Popen[str]) -> dict[str, float]:
+    assert flooding.stdout is not None
+    said = flooding.stdout.read()
+    return {name: float(re.search(PATTERNS[name], said)[1]) for name in ("requests", "seconds", "refused")}  # type: ignore[index]
+
+
+def _pause(server: Server, scratch: Path, script: Path, wanted: float) -> float:
+    """How long connections must wait, in ms, for `wanted` requests a second in all: found by trying."""
+    pause = 1e3 * FLOOD_CONNECTIONS / wanted
+    for _ in range(6):
+        with flood(server, scratch, script, pause, 5) as flooding:
+            found = _flooded(flooding)
+        asked = found["requests"] / found["seconds"]
+        print(f"  flood: {asked:.0f} of {wanted:.0f} a second", flush=True)
+        if wanted <= asked < 1.15 * wanted:
+            return pause
+        # What an answer takes is what the connections do not wait of their own will.
+        pause = max(0.0, pause + 1e3 * FLOOD_CONNECTIONS * (1 / (1.07 * wanted) - 1 / asked))
+    return pause
 
 
 def _times(values: list[float]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from nlp_distill.errors import (
     UnknownFamily,
 )
 from nlp_distill.families import COMPOSED, known_model_types
+from nlp_distill.sessions import session_options
 from nlp_distill.sources import TOKENIZER_FILES
 from nlp_distill.vetting import check_folder, check_weights, clean_copy, inside, read_settings
 
@@ -33,8 +34,6 @@ NO_LIMIT = 1024
 """Tokens kept of an input where neither the user nor the model says how many."""
 UNSAID = 10**20
 """transformers' `model_max_length` of a tokenizer that says none is far beyond it."""
-WHOLE_SUMS = ("session.x64quantprecision", "1")
-"""Without it int8 products are cut off at 16 bits on an x86 CPU that has no VNNI."""
 NEW_PARTS = 50_000_000
 """Parameters that a model may have beyond twice what its weights hold: new heads, cross attention."""
 
@@ -357,11 +356,7 @@ def _ort(auto_class: str, threads: int | None) -> tuple[Any, Any]:
         from optimum import onnxruntime as optimum_ort
     except ImportError as error:
         raise MissingExtra(what="ONNX Runtime", extra="onnx") from error
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(*WHOLE_SUMS)
-    if threads is not None:
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+    options = session_options(threads)
     kind = getattr(optimum_ort, auto_class.replace("AutoModel", "ORTModel"))
     return kind, lambda file: onnxruntime.InferenceSession(file, options, ["CPUExecutionProvider"])
 

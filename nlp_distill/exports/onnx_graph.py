@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from nlp_distill.exports.onnx_files import quiet
+from nlp_distill.sessions import session_options
 
 Array = NDArray[Any]
 Feeds = Sequence[Mapping[str, Array]]
@@ -56,7 +57,7 @@ def products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
 
 def run(model: onnx.ModelProto, feeds: Feeds) -> Iterator[list[Array]]:
     """The outputs for each row."""
-    options = onnxruntime.SessionOptions()
+    options = session_options()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     names = {entry.name for entry in session.get_inputs()}

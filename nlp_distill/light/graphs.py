@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from nlp_distill.errors import ModelNotFound
-from nlp_distill.loading import WHOLE_SUMS
+from nlp_distill.sessions import session_options
 
 Row = dict[str, NDArray[np.int64]]
 """Inputs of one row by name, each [tokens]."""
@@ -34,10 +34,7 @@ class Graph:
     """
 
     def __init__(self, folder: Path, file: str, threads: int = 1) -> None:
-        options = onnxruntime.SessionOptions()
-        options.add_session_config_entry(*WHOLE_SUMS)
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+        options = session_options(threads)
         # A pattern is one block of memory for each length that rows have, beside what is free already.
         options.enable_mem_pattern = False
         options.log_severity_level = 3
