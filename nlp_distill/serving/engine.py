@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from nlp_distill.light.classification import LightClassifier
     from nlp_distill.light.question_answering import LightAnswerer
 
-NICE = 5
+NICE = 10
 """The web process goes first: it must answer "too busy" at once when engines have all the cores can do."""
 MOST_TOGETHER = 16
 """Requests that one thread takes from the queue at once."""

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import random
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -120,7 +120,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        name = uuid.uuid4().hex
+        name = f"{random.getrandbits(128):032x}"
         state = scope.setdefault("state", {})
         state["request_id"] = name
 
@@ -144,8 +144,11 @@ class Guard:
                 receive = await _whole(receive)
                 room.enter()
         except Problem as problem:
-            answer = self._to_sign_in(scope, Headers(scope=scope), problem) or problem.response(name)
-            await answer(scope, receive, send_with_headers)
+            elsewhere = self._to_sign_in(scope, Headers(scope=scope), problem)
+            if elsewhere is None:
+                await problem.send(name, send_with_headers)
+            else:
+                await elsewhere(scope, receive, send_with_headers)
             return
         try:
             await self.app(scope, receive, send_with_headers)

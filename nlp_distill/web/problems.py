@@ -10,11 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.types import Send
 
 from nlp_distill.errors import UserError
 
@@ -61,9 +62,17 @@ class Problem(HTTPException):
         self.code = code
         self.errors = list(errors)
 
-    def response(self, request_id: str) -> JSONResponse:
+    def response(self, request_id: str) -> Response:
         """The document as a response."""
         return _respond(self.status_code, self.code, self.detail, request_id, self.headers, self.errors)
+
+    async def send(self, request_id: str, send: Send) -> None:
+        """The same, without what a response object takes."""
+        body = _document(self.status_code, self.code, self.detail, request_id, self.errors)
+        headers = [(name.lower().encode(), value.encode()) for name, value in (self.headers or {}).items()]
+        headers += [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 def _respond(
@@ -73,17 +82,23 @@ def _respond(
     request_id: str,
     headers: Mapping[str, str] | None = None,
     errors: Sequence[Place] = (),
-) -> JSONResponse:
-    document = ProblemDocument(
-        type=f"urn:nlp-distill:{code.replace('_', '-')}",
-        title=http.HTTPStatus(status).phrase,
-        status=status,
-        detail=detail,
-        code=code,
-        request_id=request_id,
-        errors=list(errors),
-    )
-    return JSONResponse(document.model_dump(), status, dict(headers or {}), MEDIA_TYPE)
+) -> Response:
+    written = _document(status, code, detail, request_id, errors)
+    return Response(written, status, headers, MEDIA_TYPE)
+
+
+def _document(status: int, code: str, detail: str, request_id: str, errors: Sequence[Place]) -> bytes:
+    """A `ProblemDocument` as JSON; without the model, most of the time where thousands a second are refused."""
+    document = {
+        "type": f"urn:nlp-distill:{code.replace('_', '-')}",
+        "title": http.HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id,
+        "errors": errors,
+    }
+    return to_json(document)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -108,7 +123,7 @@ def answer_with_problems(app: FastAPI) -> None:
     """Every error of an app becomes a problem document: ours, the framework's, and those that nobody foresaw."""
 
     @app.exception_handler(HTTPException)
-    async def of_http(request: Request, error: HTTPException) -> JSONResponse:
+    async def of_http(request: Request, error: HTTPException) -> Response:
         if isinstance(error, Problem):
             return error.response(request_id(request))
         status = error.status_code
@@ -120,7 +135,7 @@ def answer_with_problems(app: FastAPI) -> None:
         return _respond(status, code, _own_words(request, error), request_id(request), headers)
 
     @app.exception_handler(RequestValidationError)
-    async def of_validation(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def of_validation(request: Request, error: RequestValidationError) -> Response:
         places = [_place(entry) for entry in error.errors()[:MOST_ERRORS]]
         left = len(error.errors()) - len(places)
         said = "; ".join(f"{place.pointer}: {place.message}" for place in places[:2])
@@ -129,11 +144,11 @@ def answer_with_problems(app: FastAPI) -> None:
         return _respond(422, "invalid_request", detail, request_id(request), errors=places)
 
     @app.exception_handler(UserError)
-    async def of_user(request: Request, error: UserError) -> JSONResponse:
+    async def of_user(request: Request, error: UserError) -> Response:
         return _respond(422, "invalid_request", str(error), request_id(request))
 
     @app.exception_handler(Exception)
-    async def of_all_else(request: Request, error: Exception) -> JSONResponse:
+    async def of_all_else(request: Request, error: Exception) -> Response:
         detail = "Something broke on our side; the server's log has it under this request_id."
         return _respond(500, "internal_error", detail, request_id(request))
 

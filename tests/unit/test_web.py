@@ -12,7 +12,7 @@ from nlp_distill.errors import ListeningUnsafe, TokenUnfit, VariantUnknown
 from nlp_distill.web.app import new_app
 from nlp_distill.web.guard import COOKIE, Access, one_token
 from nlp_distill.web.listening import TOKEN_VARIABLE, check_listening, read_token
-from nlp_distill.web.problems import MEDIA_TYPE, Problem, problems
+from nlp_distill.web.problems import MEDIA_TYPE, Problem, ProblemDocument, problems
 from nlp_distill.web.text import Text
 
 TOKEN = "a-token-of-enough-letters"
@@ -66,6 +66,7 @@ class Client:
 def is_problem(answer, status, code):
     assert answer.headers["content-type"] == MEDIA_TYPE, answer.text
     document = answer.json()
+    assert ProblemDocument.model_validate(document, strict=True, extra="forbid").model_dump() == document
     assert (answer.status_code, document["status"], document["code"]) == (status, status, code), document
     assert document["request_id"] and document["title"] and document["detail"]
     assert document["type"] == f"urn:nlp-distill:{code.replace('_', '-')}"

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request, Response
 from sqlalchemy.exc import OperationalError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -83,7 +82,7 @@ def service_app(home: Home, limits: Limits = LIMITS, hosts: tuple[str, ...] = ()
     _describe_tokens(app)
 
     @app.exception_handler(OperationalError)
-    async def of_database(request: Request, error: OperationalError) -> JSONResponse:
+    async def of_database(request: Request, error: OperationalError) -> Response:
         detail = "The database cannot be used now: it is locked, or its disk is full."
         return Problem(503, "database", detail, {"Retry-After": "10"}).response(request_id(request))
 
