@@ -351,7 +351,7 @@ def _agree(
     """Over all ranks: the step's counts, whether anyone was asked to stop, whether a checkpoint is due."""
     names = list(objective.terms)
     sums = torch.stack([torch.stack([objective.counts(batch)[name] for name in names]) for batch in micro]).sum(0)
-    vector = torch.cat([sums, sums.new_tensor([float(setting.stop()), float(due)])])
+    vector = torch.cat([sums, sums.new_tensor([setting.stop(), due])])
     if setting.accelerator.num_processes > 1:
         vector = setting.accelerator.reduce(vector, reduction="sum")
     values = vector.tolist()

@@ -93,7 +93,7 @@ class Objective(nn.Module):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """Positions of each term that count in a batch."""
-        return {name: self.mask(bound, batch).sum().double() for name, bound in self.terms.items()}
+        return {name: self.mask(bound, batch).sum().long() for name, bound in self.terms.items()}
 
     def sums(self, outputs: Any, student: Signal, teacher: Signal, batch: Batch) -> dict[str, Tensor]:
         """Sum of each term over a batch's positions, layers averaged; float32 scalars."""

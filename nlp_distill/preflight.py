@@ -78,6 +78,12 @@ def check(recipe: Recipe, task: Task, source: Source, rows: int) -> Feasible:
         if phase.targets == "teacher" and type(task).with_answers is Task.with_answers:
             raise NotYet(what=f"`targets: teacher` for {task.name}", instead="use a `logits` term")
         objective = Objective(phase.losses, task, student, teacher, layers)
+        if "encoder" in phase.freeze and all(bound.ours.name == "encoder" for bound in objective.terms.values()):
+            raise SignalMissing(
+                term=", ".join(sorted({bound.term.kind for bound in objective.terms.values()})),
+                reason="the encoder, the only part that is compared, is frozen",
+                fix="leave `encoder` out of `freeze`, or add a term of the decoder or the labels",
+            )
         if teacher is not None and objective.teacher_request and phase.cache not in ("auto", "none"):
             reason = obstacle(task, teacher, phase.losses, phase.cache)
             if reason:

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from nlp_distill.errors import AgeInvalid
-from nlp_distill.rundir import disk_errors, sha256_file, sha256_json, write_json
+from nlp_distill.rundir import disk_errors, place_errors, sha256_file, sha256_json, write_json
 
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
 AGE = re.compile(r"(\d+(?:\.\d+)?)([dhm])")
@@ -75,8 +75,10 @@ def used_now(folder: Path) -> None:
 def _lock(folder: Path) -> FileLock:
     """The lock of a cache; lock files stay, since removing one while another process waits for it breaks it."""
     locks = folder.parent / ".locks"
-    with disk_errors(locks):
+    with disk_errors(locks), place_errors(locks):
         locks.mkdir(parents=True, exist_ok=True)
+        # A folder that was there already may be somebody else's.
+        (locks / folder.name).touch()
     return FileLock(locks / folder.name)
 
 

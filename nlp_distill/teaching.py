@@ -19,13 +19,13 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from nlp_distill.cache import FORMAT, CachedTeacher, Examples, Plan, last_stack, obstacle, plan, probe, write
-from nlp_distill.errors import CacheRefused, CacheTooLarge, Interrupted
+from nlp_distill.errors import CacheRefused, CacheTooLarge, DiskFull, Interrupted, NotWritable
 from nlp_distill.loading import load_model
 from nlp_distill.loop import PROGRESS_SECONDS, Rows, to_device
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import Phase
 from nlp_distill.road import Road
-from nlp_distill.rundir import disk_errors, sha256_json
+from nlp_distill.rundir import disk_errors, place_errors, sha256_json
 from nlp_distill.shelf import prune, sealed, sole_writer, teachers_folder, used_now
 from nlp_distill.signals import (
     LAYERED,
@@ -168,6 +168,9 @@ class Lesson:
                 return self._beside(reason) if reason else self._kept("fp32", automatic=True)
             except CacheRefused as error:
                 return self._beside(str(error.fields["reason"]))
+            except (DiskFull, NotWritable) as error:
+                # Nobody asked for a cache.
+                return self._beside(str(error))
         if reason:
             raise CacheRefused(reason=reason)
         return self._kept(asked, automatic=False)
@@ -183,7 +186,6 @@ class Lesson:
                     reason = self._too_large(planned, folder, precision, automatic)
                     if reason:
                         return self._beside(reason)
-                    self._remember(precision)
                     self._make_room()
                     self._write(folder, planned, precision)
         self._remember(precision)
@@ -199,13 +201,13 @@ class Lesson:
 
     def _too_large(self, planned: Plan, folder: Path, precision: str, automatic: bool) -> str:
         """Say the size; why `auto` does not take so much. Raises `CacheTooLarge`."""
-        with disk_errors(folder):
+        with disk_errors(folder), place_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder.parent).free
         size = shown(planned.size)
-        if automatic and planned.size > min(AUTO_BYTES, free):
+        if automatic and planned.size > min(AUTO_BYTES, free // 2):
             smaller = " or ".join(f"{name} {shown(planned.size_in(name))}" for name in ("bf16", "int8"))
-            limit = shown(AUTO_BYTES) if free > AUTO_BYTES else f"the {shown(free)} that are free"
+            limit = shown(AUTO_BYTES) if free // 2 > AUTO_BYTES else f"half of the {shown(free)} that are free"
             return f"its cache would take {size}, more than {limit}; `cache:` {smaller}"
         if planned.size > free:
             raise CacheTooLarge(size=size, precision=precision, free=shown(free), folder=folder)

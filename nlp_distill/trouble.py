@@ -7,13 +7,14 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from nlp_distill.errors import DiskFailed, DiskFull, OutOfMemory, ProcessLost, Stalled
+from nlp_distill.errors import DiskFailed, DiskFull, NlpDistillError, OutOfMemory, ProcessLost, Stalled
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "failed to allocate")
 """How torch, its allocators and ONNX Runtime say it."""
 NO_PEER = ("connection closed by peer", "connection reset", "connection refused", "broken pipe", "gloo", "nccl")
+TELLING_SECONDS = 5.0
 DISK = (errno.EIO, errno.EROFS, errno.ENODEV, errno.EFBIG, errno.ESTALE)
 
 
@@ -73,10 +74,17 @@ def watched(stage: str, minutes: float, notify: Callable[..., None]) -> Iterator
             turns += 1
             if turns * turn > minutes * 60:
                 error = Stalled(stage=stage, minutes=minutes)
-                notify("warning", stage=stage, message=str(error))
-                sys.stderr.write(f"Error: {error}\n")
-                sys.stderr.flush()
+                # Whoever tells it may stand still on the same disk.
+                teller = threading.Thread(target=tell, args=(error,), daemon=True)
+                teller.start()
+                teller.join(TELLING_SECONDS)
                 os._exit(error.exit_code)
+
+    def tell(error: Stalled) -> None:
+        sys.stderr.write(f"Error: {error}\n")
+        sys.stderr.flush()
+        with suppress(OSError, NlpDistillError):
+            notify("warning", stage=stage, message=str(error))
 
     watcher = threading.Thread(target=watch, name="watch", daemon=True)
     watcher.start()

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 import nlp_distill
 from nlp_distill import shelf, stages, teaching
-from nlp_distill.errors import CacheTooLarge, Interrupted
+from nlp_distill.errors import CacheTooLarge, DiskFull, Interrupted, NotWritable
 from nlp_distill.testing import WORDS
 
 FAST = {"epochs": 1, "learning_rate": 2e-3, "batch_size": 16}
@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_refused_or_run_live(tiny_recipe, tmp_path, monkeyp
     with pytest.raises(CacheTooLarge, match=r"need .* MB in bf16, but only 0.0 MB are free"):
         distilled(recipe, tmp_path / "run", "distill.cache=bf16")
     _, told = distilled(recipe, tmp_path / "live")
-    assert "more than the 0.0 MB that are free; `cache:` bf16" in told[-1]
+    assert "more than half of the 0.0 MB that are free; `cache:` bf16" in told[-1]
     monkeypatch.undo()
     monkeypatch.setenv("NLP_DISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(teaching, "AUTO_BYTES", 1000)
@@ -167,6 +167,31 @@ def test_a_resumed_run_keeps_what_auto_decided(tiny_recipe, tmp_path, monkeypatc
     run, _ = distilled(recipe, tmp_path / "run", *slowly)
     assert run.dir.manifest()["teaching"]["distill"]["cache"] == "none" and not shelf.shelved()
     assert equal(weights(run), weights(straight))
+
+
+def test_where_no_cache_can_be_written_the_teacher_runs_beside_unless_one_was_asked_for(
+    tiny_recipe, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("NLP_DISTILL_CACHE", str(tmp_path / "file"))
+    _, told = distilled(tiny_recipe(), tmp_path / "run")
+    assert "the teacher runs beside the student: " in told[-1] and "cannot be written" in told[-1]
+    with pytest.raises(NotWritable, match="cannot be written"):
+        distilled(tiny_recipe(), tmp_path / "other", "distill.cache=fp32")
+
+
+def test_what_auto_decides_before_the_cache_is_there_binds_nobody(tiny_recipe, tmp_path, monkeypatch):
+    """The disk fills up while signals are written: the run goes on without, and so does the next one."""
+    recipe = tiny_recipe()
+
+    def full(*arguments):
+        raise DiskFull(path=tmp_path, reason="No space left on device")
+
+    with monkeypatch.context() as filling:
+        filling.setattr(teaching, "write", full)
+        run, told = distilled(recipe, tmp_path / "run")
+    assert "no space left" in told[-1] and run.dir.manifest()["teaching"]["distill"]["cache"] == "none"
+    assert not shelf.shelved()
 
 
 def test_a_stop_while_writing_leaves_nothing_and_the_same_command_goes_on(tiny_recipe, tmp_path):

@@ -140,6 +140,9 @@ def test_a_frozen_encoder_stays_its_teachers(tiny_recipe, tmp_path):
     before, after = (load_file(run.path / name / "model.safetensors") for name in ("student", "model"))
     changed = {name for name in after if not (after[name] == before[name]).all()}
     assert changed and all(name.startswith("decoder.") for name in changed)
+    with pytest.raises(SignalMissing, match="the only part that is compared, is frozen"):
+        settings = ("distill.freeze=[encoder]", "distill.losses=[{kind: hidden, stacks: [encoder]}]")
+        nlp_distill.run(recipe, *settings, out=tmp_path / "nothing")
     with pytest.raises(NotYet, match=r"`freeze: \[encoder\]` of a model without a decoder"):
         nlp_distill.run(tiny_recipe("other"), "distill.freeze=[encoder]", out=tmp_path / "other")
 

@@ -144,6 +144,7 @@ def test_from_a_persons_file_to_a_student_though_all_is_killed(service, world):
     assert figures(world / "got") == figures(world / "by-hand") != []
 
 
+@pytest.mark.slow
 def test_the_other_commands(service, world):
     job = service.client.jobs.list(tag="t")[0].id
     assert "mine" in service.command("jobs", "list", "--tag", "t").stdout

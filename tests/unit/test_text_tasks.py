@@ -178,12 +178,23 @@ def test_shares_of_hidden_tokens(masked):
     assert task.term_mask(batch, "labels", "encoder").sum() == hidden.sum()
 
 
-def test_the_hidden_word_stays_within_the_models_limit():
-    text = " ".join(["film"] * 100 + ["ending"] + ["story"] * 100)
-    row = {"text": text, "begin": 500, "end": 506}
-    assert text[500:506] == "ending"
-    shown = _hidden(row, "[MASK]", limit=32)
-    assert shown.split(" ").count("[MASK]") == 1 and len(shown.split(" ")) <= 18
+@pytest.mark.parametrize("between", [" ", "\n", ""])
+def test_the_hidden_word_stays_within_the_models_limit(between):
+    """Also where no blanks tell words apart."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 32
+    before = between.join(["film"] * 100) + " "
+    row = {"text": before + "good" + " " + between.join(["story"] * 100), "begin": len(before), "end": len(before) + 4}
+    shown = _hidden(row, tokenizer)
+    read = tokenizer(shown, truncation=True)["input_ids"]
+    assert read.count(tokenizer.mask_token_id) == 1 and "good" not in shown
+    assert shown in row["text"].replace("good", "[MASK]")
+
+
+def test_a_mask_that_the_text_has_itself_hides_nothing():
+    row = {"text": "a [MASK] film and a good [MASK] story", "begin": 20, "end": 24}
+    assert row["text"][20:24] == "good"
+    assert _hidden(row, tiny_tokenizer()) == "a  film and a [MASK]  story"
 
 
 def test_guesses_are_scored_where_a_word_was_asked_for(masked):

@@ -87,6 +87,18 @@ def test_a_run_that_stands_still_is_ended_and_one_that_goes_on_is_not():
     assert done.stdout.startswith("stalls\nwarning distill: no step")
 
 
+@pytest.mark.parametrize("told", ["time.sleep(60)", "(_ for _ in ()).throw(OSError(116, 'Stale file handle'))"])
+def test_it_is_ended_too_where_nobody_can_be_told(told):
+    """What the run writes to may stand on the disk that has gone."""
+    script = STALLING.replace('print(kind, fields["message"], flush=True)', told)
+    script = script.replace(
+        "import sys, time", "import sys, time\nfrom nlp_distill import trouble\ntrouble.TELLING_SECONDS = 0.2"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=25)
+    assert done.returncode == 3
+    assert done.stderr.startswith("Error: distill: no step for") and "Traceback" not in done.stderr
+
+
 def test_a_full_disk_before_the_first_stage_stays_the_users_to_mend_and_a_peer_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(DiskFull), together("start"):

@@ -24,6 +24,8 @@ from nlp_distill_tasks.classification.insights import by_label, by_target, mixed
 from nlp_distill_tasks.classification.labels import Labels, settle, targets
 from nlp_distill_tasks.classification.metrics import METRICS
 
+MATCHED = "nlp_distill: matched"
+"""A column for rows of MNLI, which has two validation sets."""
 OWN_METRICS = {
     "single_label": ("accuracy", "f1_macro"),
     "multi_label": ("f1_micro", "f1_macro", "accuracy"),
@@ -105,7 +107,7 @@ class Classification(Task):
                     raise TextInvalid(source=source, column=theirs, reason=reason, row=row)
             columns[ours] = [str(value) for value in values]
         columns["target"] = targets(rows, self.used.label, self.labels, source).tolist()
-        columns["part"] = rows["part"][:] if "part" in rows.column_names else ["matched"] * len(rows)
+        columns["matched"] = rows[MATCHED][:] if MATCHED in rows.column_names else [True] * len(rows)
         return Dataset.from_dict(columns)
 
     def columns(self, dataset: Dataset, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,12 +184,14 @@ class Classification(Task):
         return {
             "predictions": self._predictions(raw),
             "target": np.array(dataset["target"][:]),
-            "matched": np.array(dataset["part"][:]) == "matched",
+            "matched": np.array(dataset["matched"][:], dtype=bool),
         }
 
     def score_statistics(self, statistics: Mapping[str, NDArray[Any]]) -> dict[str, float]:
         """The metrics, on any sample of the rows."""
         target, matched, predictions = (statistics[name] for name in ("target", "matched", "predictions"))
+        if not any(name.endswith("_mm") for name in self.metrics):
+            matched = np.ones_like(matched)
         scores = {}
         for name in self.metrics:
             rows = ~matched if name.endswith("_mm") else matched
@@ -298,14 +302,16 @@ class Classification(Task):
 
 
 def _with_mismatched(raw: DatasetDict) -> DatasetDict:
-    """MNLI's two validation sets as one, told apart by the column `part`."""
+    """MNLI's two validation sets as one, told apart by a column of our own."""
     if "validation_mismatched" not in raw:
         return raw
     parts = []
-    for name, part in (("validation", "matched"), ("validation_mismatched", "mismatched")):
-        parts.append(raw[name].add_column("part", [part] * len(raw[name])))
+    for name, matched in (("validation", True), ("validation_mismatched", False)):
+        parts.append(raw[name].add_column(MATCHED, [matched] * len(raw[name])))
     return DatasetDict({"train": raw["train"], "validation": concatenate_datasets(parts)})
 
 
 def _unlabelled(rows: Dataset, column: str | list[str]) -> bool:
-    return isinstance(column, str) and (column not in rows.column_names or set(rows[column][:]) in ({-1}, {"-1"}))
+    if not isinstance(column, str):
+        return False
+    return column not in rows.column_names or all(value in (-1, "-1") for value in rows[column][:])

@@ -16,6 +16,9 @@ PARTS = 5
 def by_label(predictions: NDArray[Any], target: NDArray[Any], names: list[str]) -> Groups:
     """Precision, recall and F1 of each label, in points; [rows], or [rows, labels] of 0 and 1."""
     labels = list(range(len(names)))
+    if target.ndim == 2 and len(names) == 1:
+        # Where there is one column, scikit-learn takes 0 and 1 for two classes.
+        predictions, target, labels = predictions[:, 0], target[:, 0], [1]
     measured = precision_recall_fscore_support(target, predictions, labels=labels, zero_division=np.nan)
     scores = {
         name: [None if np.isnan(value) else 100.0 * float(value) for value in values]
@@ -34,7 +37,7 @@ def by_target(predictions: NDArray[Any], target: NDArray[Any]) -> Groups:
     """Errors by fifths of the target, in its own unit; fewer groups where many rows have the same one."""
     edges = np.unique(np.quantile(target, np.linspace(0, 1, PARTS + 1)))
     place = np.searchsorted(edges[1:-1], target, side="left")
-    kept = [place == number for number in range(max(1, len(edges) - 1))]
+    kept = [rows for number in range(max(1, len(edges) - 1)) if (rows := place == number).any()]
     errors = predictions - target
     return Groups(
         "target",

@@ -19,10 +19,11 @@ MAX_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Labels:
-    """Kind and names of the labels, in the order of their ids."""
+    """Kind and names of the labels, in the order of their ids. `texts`: whether training rows name them, by texts."""
 
     problem: Problem
     names: list[str]
+    texts: bool = False
 
 
 def settle(train: Dataset, column: str | list[str], spec: Data, source: str) -> Labels:
@@ -36,10 +37,11 @@ def settle(train: Dataset, column: str | list[str], spec: Data, source: str) -> 
     feature = train.features[column]
     several = isinstance(feature, List) or isinstance(values[0], list)
     _refuse_other_problem(several, column, spec, source)
-    _refuse_odd([label for row in values for label in row] if several else values, source)
+    _refuse_odd(values, several, source)
     if several:
         _refuse_indicators(values, source)
-        return Labels("multi_label", _list_names(feature, values, spec))
+        by_texts = any(isinstance(label, str) for row in values for label in row)
+        return Labels("multi_label", _list_names(feature, values, spec, source), by_texts)
     is_float = all(isinstance(value, float) for value in values)
     if is_float and spec.problem == "auto" and all(value.is_integer() for value in values):
         raise LabelsInvalid(
@@ -59,7 +61,7 @@ def settle(train: Dataset, column: str | list[str], spec: Data, source: str) -> 
                 row=whole[0],
                 fix="set data.problem: regression, or use whole numbers or names",
             )
-    return Labels("single_label", _class_names(feature, values, spec, source))
+    return Labels("single_label", _class_names(feature, values, spec, source), isinstance(values[0], str))
 
 
 def _refuse_missing(values: list[Any], source: str) -> None:
@@ -87,11 +89,15 @@ def _refuse_other_problem(several: bool, column: str, spec: Data, source: str) -
         )
 
 
-def _refuse_odd(values: list[Any], source: str) -> None:
+def _refuse_odd(values: list[Any], several: bool, source: str) -> None:
     for row, value in enumerate(values):
-        if not isinstance(value, str | int | float):
-            reason = f"the label {value!r} is neither a number nor a text"
-            raise LabelsInvalid(source=source, reason=reason, row=row, fix="write it as one")
+        if isinstance(value, list) != several:
+            reason = f"the label {value!r} is {'one label' if several else 'a list of labels'}, unlike those of train"
+            raise LabelsInvalid(source=source, reason=reason, row=row, fix="write all rows alike")
+        for label in value if several else [value]:
+            if not isinstance(label, str | int | float):
+                reason = f"the label {label!r} is neither a number nor a text"
+                raise LabelsInvalid(source=source, reason=reason, row=row, fix="write it as one")
 
 
 def _refuse_many(count: int, source: str) -> None:
@@ -129,7 +135,7 @@ def _refuse_indicators(values: list[list[Any]], source: str) -> None:
                 raise LabelsInvalid(source=source, reason=reason, row=row, fix=fix)
 
 
-def _list_names(feature: Any, values: list[list[Any]], spec: Data) -> list[str]:
+def _list_names(feature: Any, values: list[list[Any]], spec: Data, source: str) -> list[str]:
     inner = getattr(feature, "feature", None)
     if spec.label_names:
         return list(spec.label_names)
@@ -138,7 +144,10 @@ def _list_names(feature: Any, values: list[list[Any]], spec: Data) -> list[str]:
     different = sorted({label for row in values for label in row})
     if different and isinstance(different[0], str):
         return [str(name) for name in different]
-    return [str(i) for i in range(int(different[-1]) + 1)] if different else []
+    if not different:
+        return []
+    _refuse_many(int(different[-1]) + 1, source)
+    return [str(i) for i in range(int(different[-1]) + 1)]
 
 
 def targets(rows: Dataset, column: str | list[str], labels: Labels, source: str) -> NDArray[Any]:
@@ -151,22 +160,31 @@ def targets(rows: Dataset, column: str | list[str], labels: Labels, source: str)
         if set(values) == {-1}:
             raise LabelsHidden(source=source, count=len(values), rows=len(values))
         return _numbers(values, source)
+    several = labels.problem == "multi_label"
+    _refuse_odd(values, several, source)
     position = {name: number for number, name in enumerate(labels.names)}
-    if labels.problem == "multi_label":
+    if several:
         chosen = np.zeros((len(values), len(labels.names)), dtype=np.float32)
         for row, members in enumerate(values):
             for member in members:
-                chosen[row, _id(member, position, row, source)] = 1
+                chosen[row, _id(member, position, labels.texts, row, source)] = 1
         return chosen
     if -1 in values:
         raise LabelsHidden(source=source, count=values.count(-1), rows=len(values))
-    return np.array([_id(value, position, row, source) for row, value in enumerate(values)], dtype=np.int64)
+    return np.array(
+        [_id(value, position, labels.texts, row, source) for row, value in enumerate(values)], dtype=np.int64
+    )
 
 
-def _id(value: Any, position: dict[str, int], row: int, source: str) -> int:
-    if isinstance(value, str) and value in position:
-        return position[value]
-    if not isinstance(value, str) and value == int(value) and 0 <= int(value) < len(position):
+def _id(value: Any, position: dict[str, int], texts: bool, row: int, source: str) -> int:
+    """A label's number. Where train names labels by texts, a number is one of them too: CSV's "1" is read as 1 where a
+    file has numbers alone.
+    """
+    whole = not isinstance(value, str) and float(value).is_integer()
+    name = str(int(value)) if texts and whole else value
+    if isinstance(name, str) and name in position:
+        return position[name]
+    if not texts and whole and 0 <= int(value) < len(position):
         return int(value)
     raise LabelsInvalid(
         source=source,

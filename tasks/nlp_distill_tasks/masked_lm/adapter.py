@@ -177,7 +177,7 @@ class MaskedLM(Task):
     def answers(self, pipe: Any, inputs: list[Any], batch_size: int) -> list[Any]:
         """The likeliest tokens for each hidden word; none where a text has no word to ask for."""
         asked = [row for row in inputs if row["end"] > row["begin"]]
-        texts = [_hidden(row, pipe.tokenizer.mask_token, pipe.tokenizer.model_max_length) for row in asked]
+        texts = [_hidden(row, pipe.tokenizer) for row in asked]
         found = pipe(texts, batch_size=batch_size, top_k=GUESSES) if texts else []
         # Of one text the pipeline gives its guesses alone.
         guesses = iter([found] if len(texts) == 1 else found)
@@ -230,11 +230,15 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
-def _hidden(row: dict[str, Any], mask: str, limit: int) -> str:
-    """The text with its word hidden, and with only so many words around it as surely fit."""
-    before, after = row["text"][: row["begin"]].split(" "), row["text"][row["end"] :].split(" ")
-    words = max(1, limit // 4)
-    return " ".join(before[-words:]) + mask + " ".join(after[:words])
+def _hidden(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The text with its word hidden, and with only so many tokens around it as surely fit; no other word is hidden."""
+    mask, most = str(tokenizer.mask_token), max(1, tokenizer.model_max_length // 3)
+    sides = [row["text"][: row["begin"]].replace(mask, ""), row["text"][row["end"] :].replace(mask, "")]
+    read = tokenizer(sides, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False)
+    left, right = read["offset_mapping"]
+    begin = left[-most][0] if len(left) > most else 0
+    end = right[most - 1][1] if len(right) > most else None
+    return f"{sides[0][begin:]}{mask}{sides[1][:end]}"
 
 
 def _require_mask(pipe: Any, text: str) -> None:

@@ -95,6 +95,8 @@ def _spans(answers: Any, source: str, column: str, row: int) -> tuple[list[str],
         raise AnswersInvalid(source=source, column=column, row=row)
     if isinstance(texts, str):
         texts, starts = [texts], [starts]
+    if not all(part is None or isinstance(part, list) for part in (texts, starts)):
+        raise AnswersInvalid(source=source, column=column, row=row)
     # An offset that is not a number is a wrong one: the answer is found again.
     texts, starts = list(texts or []), [int(start) if _whole(start) else -1 for start in starts or []]
     if len(texts) != len(starts) or not all(isinstance(text, str) for text in texts):

@@ -245,7 +245,7 @@ class Seq2Seq(Task):
         found, words = self.statistics(raw, dataset), np.array([len(text.split()) for text in dataset["source"][:]])
         edges = np.unique(np.quantile(words, np.linspace(0, 1, QUARTERS + 1)))
         place = np.searchsorted(edges[1:-1], words, side="left")
-        kept = [place == number for number in range(max(1, len(edges) - 1))]
+        kept = [rows for number in range(max(1, len(edges) - 1)) if (rows := place == number).any()]
         parts = [self.score_statistics({name: values[rows] for name, values in found.items()}) for rows in kept]
         return Groups(
             "source",
