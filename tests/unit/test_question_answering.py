@@ -55,6 +55,13 @@ def test_answers_in_other_forms():
         checked(Dataset.from_list([{"question": "q", "context": CONTEXT, "answers": 3}]), USED, "s", Repairs())
 
 
+@pytest.mark.parametrize("answers", [{"text": 1912, "answer_start": 10}, {"text": ["film"], "answer_start": 5}])
+def test_answers_that_are_neither_texts_nor_lists_name_their_row(answers):
+    rows = Dataset.from_list([{"question": "q", "context": CONTEXT, "answers": answers}])
+    with pytest.raises(AnswersInvalid, match="column 'answers' at row 0"):
+        checked(rows, USED, "s", Repairs())
+
+
 @pytest.mark.parametrize("role", ["question", "context"])
 def test_empty_texts_are_refused_with_their_row(role):
     with pytest.raises(TextInvalid, match=f"column '{role}' has no text at row 0"):

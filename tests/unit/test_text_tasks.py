@@ -1,5 +1,6 @@
 """What seq2seq and masked-LM adapters do to rows, batches and answers."""
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
@@ -132,6 +133,13 @@ def test_a_config_that_cannot_generate_is_refused(seq2seq, settings, words):
     assert words in task.unfit(config)
     for kind in ("t5", "bart", "marian", "encoder-decoder"):
         assert task.unfit(tiny_config(kind)) is None
+
+
+def test_a_report_of_two_rows_has_no_empty_group():
+    task = load_task("seq2seq")
+    rows = checked(pairs(("good film", "bad"), ("dull good fine lovely superb great", "plot")), USED, "s", True)
+    found = task.groups(np.array(["bad", "plot"], dtype=object), rows)
+    assert found.rows == [1, 1] and found.names == ["2 to 2 words", "6 to 6 words"]
 
 
 def test_a_learnt_tokenizer_gives_texts_back():
