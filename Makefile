@@ -3,7 +3,8 @@ PYTHON ?= python3
 EXTRAS ?= onnx,openvino,executorch,serve,service,ray,quickstart,dev
 BIN := .venv/bin
 # One thread a process, a process a core: tests are many and small. A file stays together, for what its tests share.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# Files in their own order: those with few and long tests come first, the many short ones of tests/unit fill the end.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # pip reads PIP_FIND_LINKS, uv does not: where a machine offers its own wheels (a CPU build of torch), uv takes them too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export TOKENIZERS_PARALLELISM := false

@@ -32,7 +32,7 @@ def environment(**extra):
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **extra}
 
 
-def cli(*arguments, check=True, command=CLI, **extra):
+def cli(*arguments, command, check=True, **extra):
     done = subprocess.run([*command, *map(str, arguments)], capture_output=True, text=True, env=environment(**extra))
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
