@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_distill.allocator import keep_freed_memory
+from nlp_distill.attention import attention_by_heads
 from nlp_distill.batches import derived_seed, epoch_steps, micro_batches, rank_share, steps_per_epoch
 from nlp_distill.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
 from nlp_distill.errors import Interrupted, LossNotFinite, RunFailed
@@ -200,8 +201,7 @@ def train(
     last_saved = last_shown = time.monotonic()
     stop, examples = False, 0
     lean = settings.lean and first_suffices(task, model.config, objective.student_request, setting.tokenizer)
-    shortened = first_token_only(model) if lean else nullcontext()
-    with torch.random.fork_rng(), fast_dropout(), shortened, watched(stage, settings.stall_minutes, notify) as beat:
+    with _quickly(model, lean), watched(stage, settings.stall_minutes, notify) as beat:
         while not finished:
             epoch = done_steps // per_epoch
             steps = epoch_steps(rows.lengths, settings.batch_size, setting.seed, epoch)
@@ -370,6 +370,14 @@ def _over_ranks(values: dict[str, float], accelerator: Accelerator) -> dict[str,
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch, and what it carries of the teacher's, on a device."""
     return {n: to_device(v, device) if isinstance(v, dict) else v.to(device) for n, v in batch.items()}
+
+
+@contextmanager
+def _quickly(model: PreTrainedModel, lean: bool) -> Iterator[None]:
+    """Noise from a generator of the training's own, and what makes a step short; `lean`: the last layer for [CLS]."""
+    shortened = first_token_only(model) if lean else nullcontext()
+    with torch.random.fork_rng(), fast_dropout(), attention_by_heads(), shortened:
+        yield
 
 
 def _out_of_patience(done: Trained, settings: Training) -> bool:

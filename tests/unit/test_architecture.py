@@ -13,7 +13,7 @@ CORE = ROOT / "nlp_distill"
 
 TIERS = [
     {"errors"},
-    {"allocator", "noise", "layers", "presets", "settings", "strict_yaml", "outcome", "sessions"},
+    {"allocator", "attention", "noise", "layers", "presets", "settings", "strict_yaml", "outcome", "sessions"},
     {"terms", "trouble"},
     {"recipe"},
     {"task", "rundir", "families", "vetting", "hub_trouble"},
