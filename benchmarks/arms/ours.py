@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,10 @@ def without(gain: str) -> None:
         loop.selection_score = lambda *_: (0.0, 0.0)
     elif gain == "fused AdamW":
         loop.adamw = plain_adamw
+    elif gain == "quick noise":
+        loop.fast_dropout = nullcontext
+    elif gain == "attention by heads":
+        loop.attention_by_heads = nullcontext
 
 
 def plain_adamw(module: torch.nn.Module, settings: Training) -> torch.optim.AdamW:
