@@ -59,9 +59,8 @@ def main() -> None:
             result[f"{length} rows, {losses}"] = {**found, "rounds": asked.rounds}
             for name, ratio in found["ratio"].items():
                 shown = ratio[found["clock"] or "cpu"]
-                print(
-                    f"{length}, {losses}, minus {name}: {shown['value']:.2f} ({shown['ci95'][0]:.2f}–{shown['ci95'][1]:.2f})"
-                )
+                low, high = shown["ci95"]
+                print(f"{length} rows, {losses}, minus {name}: {shown['value']:.2f} ({low:.2f}–{high:.2f})")
     keep(__file__, result, about)
 
 
