@@ -244,6 +244,10 @@ class HeadMissing(ModelError):
     """The teacher '{reference}' has no {head} head and teacher.finetune is `none`; set teacher.finetune to train one."""
 
 
+class LoraOnNew(ModelError):
+    """teacher.finetune.lora trains adapters beside weights that have learned something, but '{reference}' has random ones that would stay so; remove lora."""
+
+
 class SignalMissing(ModelError):
     """The term '{term}' cannot be computed: {reason}; {fix}."""
 

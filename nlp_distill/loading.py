@@ -272,6 +272,8 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
         raise TokenizerSlow(reference=str(folder))
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    # Places of answers and of hidden words are counted from the left.
+    tokenizer.padding_side = "right"
     if config.is_encoder_decoder:
         # An encoder's own tokenizer may give what a composed model does not take.
         tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]

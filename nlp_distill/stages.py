@@ -18,10 +18,9 @@ from nlp_distill.checkpoint import CheckpointFolder
 from nlp_distill.errors import BudgetMissed, Interrupted
 from nlp_distill.estimate import check_disk
 from nlp_distill.loading import load_config, load_model, save_model
-from nlp_distill.loop import Notify, Rows, Trained, train
+from nlp_distill.loop import Notify, Trained, train
 from nlp_distill.objective import Objective
 from nlp_distill.precision import deterministic, probe
-from nlp_distill.prediction import variant_pipeline
 from nlp_distill.preflight import check, supervise_map
 from nlp_distill.publishing import check_publish, publish_stage
 from nlp_distill.recipe import OPERATION, Phase, Recipe
@@ -29,13 +28,12 @@ from nlp_distill.recipe_file import recipe_and_folder, write_recipe
 from nlp_distill.reports.pages import report_stage
 from nlp_distill.road import Road
 from nlp_distill.rundir import RunDir, new_folder, read_json, sha256_json, write_json, write_text
-from nlp_distill.scores import predict, raw_lines, read_raw
 from nlp_distill.signals import model_inputs
 from nlp_distill.sources import resolve
 from nlp_distill.stage_keys import UPSTREAM, StageKeys, standing
 from nlp_distill.student import Built, cut_student, frozen, shaped_student
 from nlp_distill.teacher import prepare
-from nlp_distill.teaching import teacher_source
+from nlp_distill.teaching import taught_rows, teacher_source
 from nlp_distill.terms import LabelsTerm
 from nlp_distill.trouble import named, together
 from nlp_distill.variants import evaluate_stage, export_stage, measure_stage, results_stage
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 STAGES = tuple(UPSTREAM)
-TARGETS_BATCH = 32
 
 
 class Run:
@@ -321,7 +318,7 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
         objective = Objective(phase.losses, road.task, student.config, theirs, supervise, road.recipe.seed)
         key = sha256_json([stage_settings(road)[stage], road.slices.sha256, _weights_key(road), number])
         kept = CheckpointFolder(checkpoints / f"phase-{number}-{key[:12]}", key, road.main)
-        rows = road.train_rows if phase.targets == "data" else _taught_rows(road)
+        rows = road.train_rows if phase.targets == "data" else taught_rows(road)
         if theirs is not None and objective.teacher_request:
             rows = road.with_twin(rows, theirs)
         with frozen(student, phase.freeze):
@@ -331,22 +328,6 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
     origin = json.loads((road.rundir.student / "student.json").read_text(encoding="utf-8"))
     files = _publish(road, folder, student, {"student.json": origin})
     return files, {"trained": [asdict(trained) for trained in history]}
-
-
-def _taught_rows(road: Road) -> Rows:
-    """The training rows with what the teacher generates as their labels; made once a run."""
-    raw, file = road.slices.train, road.rundir.path / "targets.jsonl"
-    key = road.rundir.manifest()["stages"]["teacher"]["key"]
-    if road.main and road.rundir.manifest().get("targets") != key:
-        pipe = variant_pipeline(road.rundir.teacher, road.task, None)
-
-        def progress(done: int, total: int) -> None:
-            road.notify("progress", stage="the teacher's targets", step=done, steps=total)
-
-        write_text(file, raw_lines(predict(pipe, road.task, raw, TARGETS_BATCH, progress)))
-        road.rundir.update_manifest(targets=key)
-    road.accelerator.wait_for_everyone()
-    return road.rows(road.task.with_answers(raw, read_raw(file.read_text(encoding="utf-8"))))
 
 
 def _weights_key(road: Road) -> dict[str, str]:

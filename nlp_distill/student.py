@@ -96,10 +96,11 @@ def _cut_state(state: dict[str, Tensor], prefix: str, copied: list[int]) -> dict
 @contextmanager
 def frozen(model: PreTrainedModel, parts: Sequence[str]) -> Iterator[None]:
     """Within the block the named parts do not train: `embeddings`, or the `encoder` of a seq2seq model."""
-    modules = {"embeddings": model.get_input_embeddings}
+    modules = {"embeddings": [model.get_input_embeddings]}
     if model.config.is_encoder_decoder:
-        modules["encoder"] = model.get_encoder
-    kept = [parameter for part in parts for parameter in modules[part]().parameters()]
+        modules["encoder"] = [model.get_encoder]
+        modules["embeddings"].append(model.get_decoder().get_input_embeddings)
+    kept = [parameter for part in parts for module in modules[part] for parameter in module().parameters()]
     for parameter in kept:
         parameter.requires_grad_(False)
     try:
@@ -124,6 +125,8 @@ def shaped_config(teacher: PretrainedConfig, shape: Shape) -> PretrainedConfig:
             setattr(part, stack.heads, shape.attention_heads)
         if shape.intermediate_size is not None:
             setattr(part, stack.intermediate_size, shape.intermediate_size)
+        if shape.hidden_size is None and shape.attention_heads is None:
+            continue
         width, heads = stack.width(config), stack.head_count(config)
         if width % heads:
             raise StudentShapeInvalid(width=width, heads=heads)

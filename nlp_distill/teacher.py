@@ -7,17 +7,19 @@ before the teacher is used.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import nn
 from transformers import PreTrainedModel
 
 from nlp_distill.batches import derived_seed
 from nlp_distill.checkpoint import CheckpointFolder
-from nlp_distill.errors import HeadMissing, LabelMismatch
+from nlp_distill.errors import HeadMissing, LabelMismatch, LoraOnNew
 from nlp_distill.families import family_of
 from nlp_distill.loading import has_head, load_config, load_model, save_model
 from nlp_distill.loop import Rows, Setting, Trained, train
@@ -50,11 +52,14 @@ def candidates(rows: int) -> list[Finetune]:
 def plan(teacher: Teacher, source: Source, task: Task, rows: int) -> list[Finetune]:
     """The fine-tunings to try; none when the teacher is used as it is.
 
-    Reads the config only, so it runs before any training. Raises `HeadMissing`, `LabelMismatch`, `UnknownFamily`.
+    Reads the config only, so it runs before any training. Raises `HeadMissing`, `LabelMismatch`, `LoraOnNew`,
+    `UnknownFamily`.
     """
     family_of(load_config(source.folder), source.name)
     wanted = teacher.finetune
     if isinstance(wanted, Finetune):
+        if wanted.lora and source.untrained:
+            raise LoraOnNew(reference=source.reference)
         return [wanted]
     headed = has_head(source.folder, task.auto_class) and not source.untrained
     if wanted == "auto" or (wanted is None and not headed):
@@ -172,9 +177,6 @@ def train_on_labels(
 def with_lora(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
     """The model with low-rank adapters on queries, keys and values; head and pooler are trained in full."""
     family = family_of(model.config)
-    children = [name for name, child in model.named_children() if any(True for _ in child.parameters())]
-    # A seq2seq model is its own body: nothing in it is a new head.
-    heads = [name for name in children if name != model.base_model_prefix] if model.base_model is not model else []
     pooler = ["pooler"] if "pooler" in dict(model.base_model.named_children()) else []
     config = LoraConfig(
         task_type=None,
@@ -182,8 +184,24 @@ def with_lora(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=sorted({name for stack in family.stacks for name in stack.projections}),
-        modules_to_save=heads + pooler,
+        modules_to_save=[*_heads(model), *pooler],
     )
     with torch.random.fork_rng():
         torch.manual_seed(derived_seed(seed, "lora"))
         return get_peft_model(model, config)
+
+
+def _heads(model: PreTrainedModel) -> list[str]:
+    """Modules beside the body, without what shares a weight with it: a copy of a tied table would come untied."""
+    body = {id(parameter) for parameter in model.base_model.parameters()}
+
+    def apart(name: str, module: nn.Module) -> Iterator[str]:
+        own = {id(parameter) for parameter in module.parameters()}
+        if own and not own & body:
+            yield name
+        elif own:
+            for child, inner in module.named_children():
+                yield from apart(f"{name}.{child}", inner)
+
+    beside = [(name, child) for name, child in model.named_children() if child is not model.base_model]
+    return [found for name, child in beside for found in apart(name, child)]

@@ -10,9 +10,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import nlp_distill
+from nlp_distill import teaching
 from nlp_distill.doctor import check_model
 from nlp_distill.errors import (
     HeadMissing,
+    Interrupted,
     ModelUnfit,
     NotYet,
     QuestionTooLong,
@@ -129,8 +131,37 @@ def test_sequence_level_distillation_learns_what_the_teacher_says(tiny_recipe, t
     run = nlp_distill.run(recipe, "distill.recipe=seqkd", out=tmp_path / "run", until="distill")
     said = [json.loads(line) for line in (run.path / "targets.jsonl").read_text().splitlines()]
     assert len(said) == run.dir.manifest()["stages"]["data"]["rows"]["train"] and all(isinstance(t, str) for t in said)
+    made = (run.path / "targets.jsonl").stat().st_mtime_ns
+    nlp_distill.run(recipe, "distill.recipe=seqkd", out=tmp_path / "run", until="distill")
+    assert (run.path / "targets.jsonl").stat().st_mtime_ns == made
     with pytest.raises(NotYet, match="`targets: teacher` for classification"):
         nlp_distill.run(tiny_recipe("other"), "distill.recipe=seqkd", out=tmp_path / "other")
+
+
+def test_a_teacher_that_is_stopped_while_it_generates_goes_on_where_it_was(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(teaching, "TARGETS_AT_ONCE", 16)
+    new = {"layers": 1, "hidden_size": 16, "attention_heads": 2, "vocabulary": 300}
+    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST}, export=[])
+
+    def until_told(at):
+        told = []
+        return {
+            "stop": lambda: bool(told),
+            "notify": lambda kind, **fields: fields.get("step") == at and told.append(at),
+        }
+
+    def texts(name):
+        return (tmp_path / name / "targets.jsonl").read_text()
+
+    settings = {"until": "distill"}
+    nlp_distill.run(recipe, "distill.recipe=seqkd", out=tmp_path / "whole", **settings)
+    with pytest.raises(Interrupted):
+        nlp_distill.run(recipe, "distill.recipe=seqkd", out=tmp_path / "cut", **settings, **until_told(32))
+    begun = texts("cut")
+    assert begun.count("\n") == 32
+    (tmp_path / "cut" / "targets.jsonl").write_text(begun + '"half a li')
+    nlp_distill.run(recipe, "distill.recipe=seqkd", out=tmp_path / "cut", **settings)
+    assert texts("cut") == texts("whole")
 
 
 def test_a_frozen_encoder_stays_its_teachers(tiny_recipe, tmp_path):

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from tokenizers import processors
 
+from nlp_distill.cutting import slices
 from nlp_distill.errors import AnswersInvalid, ColumnMissing, OptionInvalid, QuestionTooLong, RoleUnknown, TextInvalid
+from nlp_distill.recipe import Data
 from nlp_distill.starts import learn_tokenizer
 from nlp_distill.task import load_task
 from nlp_distill.testing import tiny_config, tiny_model, tiny_tokenizer
@@ -240,3 +242,21 @@ def test_offsets_that_are_no_numbers_are_found_again(start):
 def test_models_with_a_decoder_are_refused():
     task = load_task("question_answering")
     assert "this model has a decoder" in task.unfit(tiny_config("t5")) and task.unfit(tiny_config("bert")) is None
+
+
+@pytest.mark.parametrize(("context", "answer", "start"), [("film bad ", "bad ", 5), (" good film", " good", 0)])
+def test_blanks_at_the_edge_of_a_context_belong_to_no_token(context, answer, start):
+    rows = checked(table(spans((answer, start)), context=context), USED, "s", Repairs())
+    made = windows(rows, tiny_tokenizer(), max_length=32, stride=5).columns
+    assert made["start"][0] > 0 and made["start"] == made["end"]
+
+
+def test_no_paragraph_is_learnt_from_where_it_is_scored():
+    rows = [
+        {"question": f"the plot {n}", "context": f"{CONTEXT} {n % 40}", "answers": spans(("film", 5))}
+        for n in range(200)
+    ]
+    task, made = load_task("question_answering"), checked(Dataset.from_list(rows), USED, "s", Repairs())
+    cut = slices(DatasetDict(train=made), Data(dataset="rows"), task)
+    parts = [set(part["context"][:]) for part in (cut.train, cut.selection, cut.evaluation)]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 40

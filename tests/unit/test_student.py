@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from nlp_distill.errors import LayerMapInvalid, StudentTooDeep
+from nlp_distill.errors import LayerMapInvalid, StudentShapeInvalid, StudentTooDeep
 from nlp_distill.families import family_of
 from nlp_distill.recipe import Shape, Student
-from nlp_distill.student import cut_student, shaped_student
+from nlp_distill.student import cut_student, frozen, shaped_config, shaped_student
 from nlp_distill.testing import ENCODERS, SEQ2SEQ, tiny_config, tiny_model
 
 AUTO, SEQ = "AutoModelForSequenceClassification", "AutoModelForSeq2SeqLM"
@@ -124,3 +124,21 @@ def test_building_does_not_touch_the_global_generator():
     shaped_student(tiny("bert"), Shape(layers=1, hidden_size=16, attention_heads=2), AUTO, 3)
     assert torch.equal(torch.rand(3), expected)
     assert tiny_config("bert").num_hidden_layers == 4
+
+
+def test_a_shape_that_gives_layers_alone_keeps_the_width_of_heads():
+    """Flan-T5's and mT5's small: six heads of 64 on a width of 512."""
+    teacher = tiny_config("t5", d_model=32, num_heads=6, d_kv=8)
+    shaped = shaped_config(teacher, Shape(layers=1))
+    assert (shaped.num_heads, shaped.d_kv, shaped.num_layers) == (6, 8, 1)
+    with pytest.raises(StudentShapeInvalid):
+        shaped_config(teacher, Shape(layers=1, hidden_size=32))
+
+
+@pytest.mark.parametrize("model_type", ["encoder-decoder", "bart", "t5"])
+def test_frozen_embeddings_are_those_of_both_stacks(model_type):
+    model = tiny_model(model_type, "AutoModelForSeq2SeqLM")
+    tables = [model.get_encoder().get_input_embeddings(), model.get_decoder().get_input_embeddings()]
+    with frozen(model, ["embeddings"]):
+        assert not any(table.weight.requires_grad for table in tables)
+    assert all(parameter.requires_grad for parameter in model.parameters())

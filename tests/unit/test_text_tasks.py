@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Dataset, DatasetDict
 
 from nlp_distill.cutting import slices
-from nlp_distill.errors import ColumnsUnclear, TextInvalid
+from nlp_distill.errors import ColumnsUnclear, TextInvalid, TokenizerUnfit
 from nlp_distill.loading import new_model
 from nlp_distill.recipe import Data
 from nlp_distill.starts import learn_tokenizer
@@ -211,3 +212,34 @@ def test_guesses_are_scored_where_a_word_was_asked_for(masked):
     guesses = [[word, "x"] if i % 2 else ["x", word] for i, word in enumerate(words)]
     raw = task.raw_outputs([[{"token_str": f" {g.upper()}"} for g in row] for row in guesses])
     assert task.score(raw, rows) == {"accuracy": 50.0, "accuracy_top5": 100.0}
+
+
+@pytest.mark.parametrize("length", [18, 19, 20])
+def test_answers_are_as_long_as_they_may_be_in_a_stock_pipeline(length):
+    """A `max_length` of 20, transformers' default, would count as none, and answers would have 256 tokens."""
+    task = load_task("seq2seq", {"max_target_length": length})
+    model = tiny_model("t5", task.auto_class)
+    task.configure(model)
+    model.generation_config.eos_token_id = None
+    pipe = transformers.pipeline(task.pipeline_task, model=model, tokenizer=tiny_tokenizer("t5"))
+    said = pipe("good film", return_tensors=True)[0]["generated_token_ids"]
+    assert len(said) == (21 if length == 19 else length + 1)
+
+
+def test_what_a_config_puts_before_texts_is_not_put_there_twice(seq2seq):
+    task, _ = seq2seq
+    model = tiny_model("t5", task.auto_class)
+    model.config.prefix = "summarize: "
+    model.config.task_specific_params = {"summarization": {"prefix": "summarize: "}}
+    task.configure(model)
+    pipe = transformers.pipeline(task.pipeline_task, model=model, tokenizer=tiny_tokenizer("t5"))
+    assert pipe.prefix is None and model.config.task_specific_params is None
+
+
+def test_a_tokenizer_that_marks_languages_and_was_told_none_is_refused(seq2seq):
+    task, _ = seq2seq
+    rows = checked(pairs(("good film", "bad")), USED, "s", True)
+    tokenizer = tiny_tokenizer("t5")
+    tokenizer.tgt_lang = None
+    with pytest.raises(TokenizerUnfit, match="write src_lang and tgt_lang, such as en_XX"):
+        task.features(rows, tokenizer, 16)

@@ -47,6 +47,7 @@ class QuestionAnswering(Task):
     pipeline_task = "question-answering"
     roles = ("question", "context", "answers")
     options_model = AnsweringOptions
+    kin = ("context",)
     usage = (
         "'Who wrote it?' --text-pair 'Jane wrote it.'",
         "question='Who wrote it?', context='Jane wrote it.'",

@@ -137,8 +137,15 @@ def _first_letter(text: str, begin: int, end: int) -> int:
 
 
 def _characters(texts: list[str], starts: list[int]) -> tuple[int, int] | None:
-    """Where the first answer begins and ends; None where there is none, or it is not known where."""
-    return (starts[0], starts[0] + len(texts[0])) if texts and starts[0] >= 0 else None
+    """Where the first answer begins and ends, without outer blanks; None where there is none, or it is not known where.
+
+    No token stands for a blank at the edge of a context.
+    """
+    if not texts or starts[0] < 0:
+        return None
+    inner = texts[0].strip()
+    begin = starts[0] + texts[0].find(inner)
+    return begin, begin + len(inner)
 
 
 def _tokens(offsets: list[tuple[int, int]], inside: list[int], answer: tuple[int, int] | None) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import BatchEncoding, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_distill import Options, Task, read_splits
+from nlp_distill.errors import TokenizerUnfit
 from nlp_distill.recipe import Data
 from nlp_distill.settings import Number, Whole
 from nlp_distill.task import Batch, Groups
@@ -23,9 +24,14 @@ from nlp_distill_tasks.seq2seq.metrics import BLEU_SIGNATURE, CHRF_SIGNATURE, RO
 from nlp_distill_tasks.seq2seq.rows import checked, columns, grouped
 
 IGNORED = -100
+UNTOLD_LANGUAGE = (
+    "it marks texts with their language and has none for targets; write src_lang and tgt_lang, such as en_XX and "
+    "de_DE, into a local copy's tokenizer_config.json, or"
+)
 QUARTERS = 4
 FEW, SHOWN = 2, 30
 """How many rows a note quotes, and how many characters of each."""
+UNSET_LENGTH = GenerationConfig().max_length
 TOKENS = ("decoder_start_token_id", "pad_token_id", "eos_token_id", "bos_token_id")
 UNTOLD = ("transformers_version", "_from_model_config", "max_length", "early_stopping", "use_cache")
 """Settings of a generation config that are not worth a word when they are replaced."""
@@ -99,6 +105,8 @@ class Seq2Seq(Task):
 
     def features(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         """Tokens of the source, and `labels`: tokens of the target, both with the tokenizer's special tokens."""
+        if getattr(tokenizer, "tgt_lang", "") is None:
+            raise TokenizerUnfit(reason=UNTOLD_LANGUAGE)
         sources = [self.options.prefix + text for text in dataset["source"][:]]
         targets, limit = dataset["target"][:], self.options.max_target_length
         encoded = tokenizer(sources, truncation=True, max_length=max_length)
@@ -143,11 +151,14 @@ class Seq2Seq(Task):
         assert before is not None
         # What a config of old still says of generation would win over all that is saved here.
         old = config._get_non_default_generation_parameters()
-        for name in old:
+        # And what it puts before texts, or says of tasks by name, pipelines would take beside the options.
+        for name in (*old, "prefix", "task_specific_params"):
             setattr(config, name, None)
+        longest = options.max_target_length + 1
         ours = GenerationConfig(
-            # With the start token; `max_new_tokens` would leave pipelines without a `max_length` to compare with.
-            max_length=options.max_target_length + 1,
+            # With the start token; `max_new_tokens` would leave pipelines without a `max_length` to compare with. The
+            # length that is transformers' default, and that its pipelines take for none, gives way to the next.
+            max_length=longest if longest != UNSET_LENGTH else longest + 1,
             num_beams=options.num_beams,
             length_penalty=options.length_penalty,
             no_repeat_ngram_size=options.no_repeat_ngram_size,
