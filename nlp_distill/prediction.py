@@ -55,6 +55,9 @@ def load_variant(path: str | Path, variant: str | None = None, threads: int | No
 def choose(path: str | Path, variant: str | None = None) -> Chosen:
     """The variant that `load_pipeline` would load; nothing is loaded, nothing heavy imported. Raises as it does."""
     run = RunDir(path)
+    if not run.exists() and run.path.name == run.model.name and RunDir(run.path.parent).exists():
+        # The deliverable of a run: what is there before the run's last stage is not proven yet.
+        run = RunDir(run.path.parent)
     others: dict[str, Path] = {}
     if run.exists():
         others = {"teacher": run.teacher, "control": run.control}

@@ -191,7 +191,9 @@ def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, reco
         "name": variant.name,
         "path": str(_place(variant).relative_to(road.rundir.path)),
         "runtime": variant.runtime,
-        "precision": variant.precision,
+        "precision": _report(variant.name, records).get("precision", variant.precision)
+        if variant.form
+        else variant.precision,
         "settings": {"pipeline_batch": variant.batch, **_export_settings(variant, records)},
         "status": _report(variant.name, records)["status"] if variant.form else "passed",
         "n": len(raw),
@@ -248,7 +250,7 @@ def _export_settings(variant: Variant, records: dict[str, Any]) -> dict[str, Any
 
 def _made_as(report: dict[str, Any]) -> dict[str, Any]:
     """What a report says beyond what its entry in the results says already."""
-    return {name: value for name, value in report.items() if name not in ("format", "variant", "status")}
+    return {name: value for name, value in report.items() if name not in ("format", "variant", "status", "precision")}
 
 
 def _refused(records: dict[str, Any]) -> list[dict[str, Any]]:
@@ -259,7 +261,7 @@ def _refused(records: dict[str, Any]) -> list[dict[str, Any]]:
             "name": report["variant"],
             "path": None,
             "runtime": FORMATS[report["format"]].runtime,
-            "precision": FORMATS[report["format"]].form(report["profile"]).precision,
+            "precision": report.get("precision", FORMATS[report["format"]].form(report["profile"]).precision),
             "settings": _made_as(report),
             "status": "refused",
             **dict.fromkeys(UNKNOWN),

@@ -129,7 +129,8 @@ def _entry(
         **score,
         "load_s": first.load_s,
         "peak_memory_mb": first.peak_memory_mb,
-        "model_memory_mb": round(first.peak_memory_mb - first.held_mb, 1),
+        # Nothing was held where the system does not say.
+        "model_memory_mb": round(first.peak_memory_mb - first.held_mb, 1) if first.held_mb else None,
         "latency_ms": [
             {"threads": threads, **times[subject.name].latency(cell)}
             for threads, times in timed.items()

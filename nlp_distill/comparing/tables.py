@@ -36,7 +36,7 @@ def _figures(model: dict[str, Any], data: dict[str, Any] | None) -> list[str]:
         f"{model['bytes'] / 1e6:.1f}",
         f"{model['load_s']:.2f}",
         f"{model['peak_memory_mb']:.0f}",
-        f"{model['model_memory_mb']:.0f}",
+        "–" if model["model_memory_mb"] is None else f"{model['model_memory_mb']:.0f}",
     ]
 
 

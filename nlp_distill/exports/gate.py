@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from datasets import Dataset
 from numpy.typing import NDArray
 
 from nlp_distill.exports.format import Form, Format, Work
@@ -14,8 +17,11 @@ from nlp_distill.loading import load_model
 from nlp_distill.recipe import Export
 from nlp_distill.rundir import place_files
 from nlp_distill.scores import predict
+from nlp_distill.task import Task
 
 Array = NDArray[Any]
+TINY = 1e-12
+TOO_LARGE = "its weights take more than 2 GB, which nothing here quantizes"
 
 
 class Gate:
@@ -42,16 +48,19 @@ class Gate:
             found["gate"] = self._loss(entry, form)
             tried.append(found)
             drop = found["gate"]["drop_on_selection"]
-            if drop <= settings.score_drop:  # NaN does not pass
+            if drop is not None and drop <= settings.score_drop:
                 return {**report, "status": "passed" if len(tried) == 1 else "repaired", **found, "attempts": tried}
-            self.work.notify("note", message=f"{form.variant} lost {drop:.2f} points ({_said(found)})")
+            self.work.notify("note", message=f"{form.variant} {_lost(drop)} ({_said(found)})")
             for file in entry.files(self.work.model, form):
                 file.unlink()
-        best = min(tried, key=lambda found: found["gate"]["drop_on_selection"])
+        if not tried:
+            self.work.notify("warning", stage="export", message=f"{form.variant}: {TOO_LARGE}: refused")
+            return {**report, "status": "refused", "attempts": tried}
+        best = min(tried, key=lambda found: _order(found["gate"]["drop_on_selection"]))
         self.work.notify(
             "warning",
             stage="export",
-            message=f"{form.variant} lost {best['gate']['drop_on_selection']:.2f} points on the selection rows "
+            message=f"{form.variant} {_lost(best['gate']['drop_on_selection'])} on the selection rows "
             f"(allowed {settings.score_drop}) in the best of {len(tried)} attempts: refused",
         )
         return {**report, "status": "refused", **best, "attempts": tried}
@@ -78,8 +87,34 @@ class Gate:
     def _loss(self, entry: Format, form: Form) -> dict[str, Any]:
         task, rows = self.work.task, self.work.rows.raw
         source, raw = self.sources.get(entry.name, self.student), self._outputs(entry, form)
-        drop = task.score(source, rows)[task.primary_metric] - task.score(raw, rows)[task.primary_metric]
-        return {**answer_changes(task, source, raw), "drop_on_selection": round(drop, 2)}
+        return {**answer_changes(task, source, raw), "drop_on_selection": points_lost(task, source, raw, rows)}
+
+
+def points_lost(task: Task, source: Array, raw: Array, rows: Dataset) -> float | None:
+    """What `raw` lost of the primary metric of `source`, in points; None where nothing tells.
+
+    A correlation does not see that all numbers are shifted or shrunk: their squared distance counts too, as what
+    noise of that size would cost a correlation, half its share of the variance. A score of nothing has nothing to
+    lose: there the share of changed answers counts.
+    """
+    before, after = (task.score(answers, rows)[task.primary_metric] for answers in (source, raw))
+    lost, decided = before - after, task.decisions(source)
+    if decided is None:
+        ours, theirs = (np.asarray(answers, np.float64) for answers in (source, raw))
+        lost = max(lost, 50 * float(np.square(ours - theirs).mean() / max(ours.var(), TINY)))
+    elif all(answer is None for answer in decided):
+        return None
+    elif before <= 0:
+        lost = 100 * float(np.mean(decided != task.decisions(raw)))
+    return round(lost, 2) if math.isfinite(lost) else None
+
+
+def _lost(drop: float | None) -> str:
+    return "cannot be judged" if drop is None else f"lost {drop:.2f} points"
+
+
+def _order(drop: float | None) -> float:
+    return math.inf if drop is None else drop
 
 
 def _said(found: dict[str, Any]) -> str:

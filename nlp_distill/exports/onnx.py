@@ -59,6 +59,9 @@ class Onnx(Format):
             yield Attempt({}, lambda folder: export(work.model, work.task, folder))
             return
         sources = self.files(work.model, self.form("exact"))
+        if any(file.suffix != ".onnx" for file in sources):
+            # Beyond 2 GB the weights lie beside the graph, which no quantizer takes apart in memory.
+            return
         if form.profile != "dynamic":
             yield from rungs(work, form, sources)
             return

@@ -115,13 +115,17 @@ def _name_in_order(file: Path) -> None:
 
 def dynamic_int8(model: Path, sources: list[Path], folder: Path, suffix: str, target: str) -> None:
     """Write dynamic int8 of fp32 files into `folder`, weights per channel. `model`: the folder with the config."""
+    import onnx
     from optimum.onnxruntime import ORTQuantizer
     from optimum.onnxruntime.configuration import AutoQuantizationConfig
 
+    from nlp_distill.exports.onnx_graph import opened
+
     config = getattr(AutoQuantizationConfig, target)(is_static=False, per_channel=True)
     for file in sources:
-        with tempfile.TemporaryDirectory() as scratch, quiet():
-            quantizer = ORTQuantizer(file, config=load_config(model))
+        with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as source, quiet():
+            onnx.save(opened(file), Path(source) / file.name)
+            quantizer = ORTQuantizer(Path(source) / file.name, config=load_config(model))
             quantizer.quantize(save_dir=scratch, quantization_config=config, file_suffix=suffix.removeprefix("_"))
             for made in Path(scratch).glob("*.onnx*"):
                 shutil.copyfile(made, folder / made.name)

@@ -28,6 +28,7 @@ CONTRIB = "com.microsoft"
 SAME = 1e-3
 """Largest difference of an output that fusing may make; it only changes the order of sums."""
 STRENGTH, TINY = 0.75, 1e-5
+TURNED = "_turned"
 LARGE = 1 << 10
 """Elements of a table from which on it is worth quantizing."""
 
@@ -38,6 +39,39 @@ def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
     for graph in waiting:
         yield graph
         waiting += [part.g for node in graph.node for part in node.attribute if part.type == onnx.AttributeProto.GRAPH]
+
+
+def opened(file: Path) -> onnx.ModelProto:
+    """The graph of a file, in which the words' table that is tied to the output is a constant of that product, too.
+
+    Exporters leave one table and a `Transpose`, which hides it from all that looks for weights.
+    """
+    return folded(onnx.load(file))
+
+
+def folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model; a constant matrix that is turned for products alone is there turned."""
+    known = constants(model)
+    for graph in graphs(model):
+        inputs = {name: node.op_type for node in graph.node for name in node.input}
+        turned = {
+            node.output[0]: node.input[0]
+            for node in graph.node
+            if node.op_type == "Transpose"
+            and inputs.get(node.output[0]) == "MatMul"
+            and node.input[0] in known
+            and len(known[node.input[0]].dims) == 2
+        }
+        for table in {*turned.values()} - {name.removesuffix(TURNED) for name in known if name.endswith(TURNED)}:
+            array = np.ascontiguousarray(numpy_helper.to_array(known[table]).T)
+            model.graph.initializer.append(numpy_helper.from_array(array, table + TURNED))
+        for node in graph.node:
+            node.input[:] = [turned[name] + TURNED if name in turned else name for name in node.input]
+        kept = [node for node in graph.node if node.output[0] not in turned]
+        del graph.node[:]
+        graph.node.extend(kept)
+        known = constants(model)
+    return _rebuilt(model)
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -78,9 +112,9 @@ def fused(file: Path, feeds: Feeds) -> onnx.ModelProto:
     options.use_multi_head_attention = True
     options.enable_embed_layer_norm = options.enable_skip_layer_norm = options.enable_bias_gelu = False
     options.use_raw_attention_mask(True)
-    plain = onnx.load(file)
+    plain = opened(file)
     with quiet():
-        model = optimize_model(str(file), "bert", opt_level=0, optimization_options=options).model
+        model = folded(optimize_model(str(file), "bert", opt_level=0, optimization_options=options).model)
     normed = {node.input[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
     for node in model.graph.node:
         if node.op_type == "Add" and node.output[0] in normed:
@@ -258,11 +292,13 @@ def small_tables(model: onnx.ModelProto, bits: int, block: int = 64) -> onnx.Mod
             if table is None or len(table.dims) != 2 or _size(table) < LARGE:
                 nodes.append(node)
                 continue
+            # Two levels share a byte.
+            fits = bits if table.dims[1] % 2 == 0 else 8
             if table.name not in done:
                 done.add(table.name)
-                parts = _four_bits(table, block) if bits == 4 else _rows_int8(table)
+                parts = _four_bits(table, block) if fits == 4 else _rows_int8(table)
                 made.graph.initializer.extend(parts)
-            nodes += _look_up(node, table.name, bits, block)
+            nodes += _look_up(node, table.name, fits, block)
         del graph.node[:]
         graph.node.extend(nodes)
     return _rebuilt(made)

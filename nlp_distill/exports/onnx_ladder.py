@@ -107,12 +107,13 @@ def _small(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt
         quantized = onnx_graph.static_int8(smooth, onnx_graph.ranges(smooth, feeds), plain=False)
         _save(onnx_graph.small_tables(quantized, 4), folder, file, form)
 
-    yield Attempt(_said("static int8, weights per channel", feeds, embeddings=4) | SMOOTHED, eight_bits)
+    said = _said("static int8, weights per channel", feeds, embeddings=4) | SMOOTHED
+    yield Attempt(said | {"precision": "int8"}, eight_bits)
 
 
 def _retrained_int8(work: Work, form: Form, file: Path, feeds: Feeds, plain: bool, folder: Path) -> None:
     with _exported_anew(work, 8) as trained:
-        model = onnx.load(trained) if plain else onnx_graph.fused(trained, feeds)
+        model = onnx_graph.opened(trained) if plain else onnx_graph.fused(trained, feeds)
         quantized = onnx_graph.static_int8(model, onnx_graph.ranges(model, feeds), plain)
         _save(onnx_graph.small_tables(quantized, 8), folder, file, form)
 
@@ -127,7 +128,7 @@ def _exported_anew(work: Work, bits: int) -> Iterator[Path]:
 
 
 def _mobile(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
-    plain = onnx.load(file)
+    plain = onnx_graph.opened(file)
 
     def static(model: onnx.ModelProto, without: list[str]) -> Callable[[Path], None]:
         def make(folder: Path) -> None:
@@ -163,11 +164,12 @@ def _by_weights_alone(form: Form, files: list[Path]) -> Iterator[Attempt]:
 
         def make(folder: Path, bits: int = bits, block: int = block) -> None:
             for file in files:
-                quantized = onnx_graph.few_bits(onnx.load(file), bits, block)
+                quantized = onnx_graph.few_bits(onnx_graph.opened(file), bits, block)
                 _save(onnx_graph.small_tables(quantized, 4 if bits == 4 else 8), folder, file, form)
 
         said = _FOUR_BITS if bits == 4 else _EIGHT_BITS
-        yield Attempt({"quantization": said.format(block)}, make)
+        precision = "int4" if bits == 4 else "int8"
+        yield Attempt({"quantization": said.format(block), "precision": precision}, make)
 
 
 def _said(quantization: str, feeds: Feeds, embeddings: int) -> dict[str, Any]:

@@ -83,7 +83,8 @@ class OpenVino(Format):
                     {"quantization": f"static int8, {says}"}, partial(_static, work, files[0], form, settings_of)
                 )
         for says, settings_of in _WEIGHTS[form.profile].items():
-            yield Attempt({"quantization": says}, partial(_compress, files, form, settings_of))
+            said = {"quantization": says, "precision": str(settings_of["mode"]).removesuffix("_asym")}
+            yield Attempt(said, partial(_compress, files, form, settings_of))
 
     def files(self, model: Path, form: Form) -> list[Path]:
         """Graphs and weights."""
@@ -152,7 +153,7 @@ def _export(work: Work, folder: Path) -> dict[str, Any]:
     model = load_model(work.model, work.task.auto_class)
     first = work.task.reads_first and can_read_first(model.config)
     named = work.task.pipeline_task
-    if model.config.is_encoder_decoder and model.config.model_type not in WITHOUT_PAST:
+    if model.config.is_encoder_decoder and model.can_generate() and model.config.model_type not in WITHOUT_PAST:
         named += "-with-past"
     with (
         tempfile.TemporaryDirectory() as scratch,

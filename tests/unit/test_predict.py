@@ -1,6 +1,7 @@
 """What predict is asked and answers, and which variant it chooses."""
 
 import json
+import shutil
 
 import pytest
 
@@ -168,3 +169,13 @@ def test_results_of_strangers(published):
 def test_lines_are_answered_as_they_come(folders, call, monkeypatch):
     monkeypatch.setattr("sys.stdin", iter(["good\n", "\n", "bad\n"]))
     assert [line["inputs"] for line in call("predict", folders["classification"])] == ["good", "bad"]
+
+
+def test_a_runs_deliverable_has_no_proven_export_before_the_last_stage(folders, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folders["classification"], run / "model")
+    (run / "model" / "onnx").mkdir()
+    (run / "model" / "onnx" / "model_quantized.onnx").write_bytes(b"half")
+    assert choose(run / "model").variant == "student-onnx-int8"
+    (run / "recipe.yaml").write_text("task: classification")
+    assert choose(run / "model").variant == choose(run).variant == "student"

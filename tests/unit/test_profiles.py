@@ -1,16 +1,18 @@
 """Every profile of every format on tiny models: made, proven, loaded; answers that no batch mate changes."""
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
+from datasets import Dataset
 
 from nlp_distill.errors import ExportInvalid, MissingExtra, ModelNotFound, NotExportable
 from nlp_distill.exports import onnx_graph, onnx_ladder
 from nlp_distill.exports.format import Work
 from nlp_distill.exports.formats import FORMATS, forms_there
-from nlp_distill.exports.gate import Gate
+from nlp_distill.exports.gate import Gate, points_lost
 from nlp_distill.loading import load_config, load_model, load_tokenizer, save_model
 from nlp_distill.loop import Rows
 from nlp_distill.prediction import load_pipeline, variant_pipeline
@@ -18,18 +20,18 @@ from nlp_distill.preflight import check_exports
 from nlp_distill.recipe import Data, Export, Recipe
 from nlp_distill.scores import predict
 from nlp_distill.task import load_task
-from nlp_distill.testing import save_tiny, tiny_questions, tiny_reversals, write_split
+from nlp_distill.testing import WORDS, save_tiny, tiny_questions, tiny_reversals, write_split
 
 TEXTS = ["good", "bad awful film story actor scene plot music camera ending", "fine not very good"]
 
 
-def workshop(folder, name, data, model_type="bert", rows=40):
+def workshop(folder, name, data, model_type="bert", rows=40, **shape):
     """A tiny model and what proves its exports."""
     task = load_task(name)
     spec = Data(dataset=str(data), **({"label_names": ["bad", "good"]} if name == "classification" else {}))
     found = task.load_data(spec)["validation"]
     found = found.select(range(min(rows, len(found))))
-    model = save_tiny(folder, model_type, task.auto_class, **task.config_settings())
+    model = save_tiny(folder, model_type, task.auto_class, **task.config_settings(), **shape)
     tokenizer = load_tokenizer(model, 64)
     loaded = load_model(model, task.auto_class)
     task.configure(loaded)
@@ -119,7 +121,7 @@ def test_a_miss_climbs_the_ladder_and_every_attempt_is_told(tmp_path, tiny_data,
 def test_what_no_attempt_saves_is_refused_without_a_file(tmp_path, tiny_data, monkeypatch):
     gate = workshop(tmp_path, "classification", tiny_data)
     make(gate, "onnx", ["exact"])
-    monkeypatch.setattr(Gate, "_loss", lambda *_: {"rows": 40, "flips": 9, "drop_on_selection": float("nan")})
+    monkeypatch.setattr(Gate, "_loss", lambda *_: {"rows": 40, "flips": 9, "drop_on_selection": None})
     report = gate.prove(FORMATS["onnx"], FORMATS["onnx"].form("small"), Export())
     assert report["status"] == "refused" and len(report["attempts"]) == 3
     assert [file.name for file in (tmp_path / "onnx").iterdir()] == ["model.onnx"]
@@ -239,3 +241,80 @@ def test_a_graph_that_fusing_would_change_stays_as_it_is(classified, monkeypatch
     assert "MultiHeadAttention" in {node.op_type for node in onnx_graph.fused(file, feeds).graph.node}
     monkeypatch.setattr(onnx_graph, "SAME", -1.0)
     assert "MultiHeadAttention" not in {node.op_type for node in onnx_graph.fused(file, feeds).graph.node}
+
+
+@pytest.mark.parametrize("model_type", ["bert", "t5"])
+def test_words_that_are_tied_to_the_output_are_kept_once_and_small(tmp_path, model_type):
+    """Of a table and its turned copy one would stay fp32, and the file be larger than fp32."""
+    if model_type == "bert":
+        (tmp_path / "data").mkdir()
+        for split in ("train", "validation"):
+            texts = "\n".join(f"the {word} film" for word in WORDS for _ in range(9))
+            (tmp_path / "data" / f"{split}.txt").write_text(texts)
+        gate = workshop(tmp_path / "m", "masked_lm", tmp_path / "data", vocab_size=1000)
+    else:
+        data = write_split(tmp_path / "data", tiny_reversals(40))
+        gate = workshop(tmp_path / "m", "seq2seq", data, model_type, rows=4, vocab_size=2000, d_model=128, d_kv=32)
+    make(gate, "onnx", ["fast", "small"])
+    folder = gate.work.model / "onnx"
+    for name in ("model", "encoder_model", "decoder_model", "decoder_model_merged"):
+        sizes = [folder / f"{name}{suffix}.onnx" for suffix in ("", "_quantized", "_q4")]
+        if sizes[0].is_file():
+            exact, fast, small = (file.stat().st_size for file in sizes)
+            assert small < 0.6 * exact and fast < 0.75 * exact, name
+
+
+def test_a_row_of_odd_width_has_no_4_bit_table(tmp_path, tiny_data):
+    gate = workshop(tmp_path, "classification", tiny_data, hidden_size=33, num_attention_heads=3, vocab_size=1000)
+    assert make(gate, "onnx", ["fast"])["fast"]["status"] == "passed"
+
+
+def test_what_a_score_does_not_see_counts(tiny_data):
+    values = np.random.default_rng(0).normal(size=(50, 1))
+    rows = Dataset.from_dict({"text": ["a"] * 50, "target": values[:, 0], "matched": [False] * 50})
+    task = load_task("classification")
+    task.load_data(Data(dataset=str(tiny_data), problem="regression"))
+    assert points_lost(task, values, values + 1e-4, rows) == 0.0
+    assert points_lost(task, values, 0.1 * values + 3, rows) > 50
+    assert points_lost(task, values, values * np.nan, rows) is None
+
+    class Blind:
+        primary_metric = "f1"
+
+        def __init__(self, *decided):
+            self.decided = np.array(decided, dtype=object)
+
+        def score(self, raw, rows):
+            return {"f1": 0.0}
+
+        def decisions(self, raw):
+            return np.where(raw.astype(bool), self.decided, "other")
+
+    ones, zeros = np.ones(2), np.zeros(2)
+    assert points_lost(Blind("a", "b"), ones, zeros, rows) == 100.0
+    assert points_lost(Blind("a", "b"), ones, ones, rows) == 0.0
+    assert points_lost(Blind(None, None), ones, ones, rows) is None
+
+
+def test_a_classifier_with_a_decoder_goes_to_openvino_without_a_past(tmp_path, tiny_data):
+    gate = workshop(tmp_path, "classification", tiny_data, "bart", rows=8)
+    assert make(gate, "openvino", ["exact"])["exact"]["status"] == "passed"
+
+
+def test_weights_beside_the_graph_are_refused_with_the_reason(tmp_path, tiny_data):
+    gate = workshop(tmp_path, "classification", tiny_data)
+    make(gate, "onnx", ["exact"])
+    (tmp_path / "onnx" / "model.onnx_data").write_bytes(b"0")
+    told = []
+    gate.work = replace(gate.work, notify=lambda kind, **fields: told.append(fields.get("message")))
+    report = gate.prove(FORMATS["onnx"], FORMATS["onnx"].form("fast"), Export())
+    assert report["status"] == "refused" and "more than 2 GB" in told[-1]
+
+
+def test_a_form_made_with_more_bits_says_so(tmp_path, tiny_data, monkeypatch):
+    gate = workshop(tmp_path, "classification", tiny_data)
+    make(gate, "onnx", ["exact"])
+    losses = iter([5.0, 4.0, 0.1])
+    monkeypatch.setattr(Gate, "_loss", lambda *_: {"rows": 40, "flips": 1, "drop_on_selection": next(losses)})
+    report = gate.prove(FORMATS["onnx"], FORMATS["onnx"].form("small"), Export())
+    assert (report["status"], report["precision"]) == ("repaired", "int8")
