@@ -16,9 +16,19 @@ Row = tuple[str, str | None]
 USUAL = ("text", "sentence", "review", "content", "comment", "message", "body", "question", "source", "input")
 PAIRS = ("text_pair", "context")
 """Roles of a second text."""
+PAIRED = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text1", "text2"),
+    ("sentence_a", "sentence_b"),
+    ("query", "passage"),
+)
+"""Usual names of two texts."""
 
 
-def rows_of(file: Path, task: Task, column: str | None, pair_column: str | None) -> list[Row]:
+def rows_of(file: Path, task: Task, column: str | None, pair_column: str | None, paired: bool = False) -> list[Row]:
     """The rows of a CSV, TSV, JSON lines or Parquet file; of a .txt file its lines that hold something.
 
     Columns that are not named are those called as the task calls them, or the only one of texts. Raises
@@ -26,8 +36,13 @@ def rows_of(file: Path, task: Task, column: str | None, pair_column: str | None)
     """
     table = read_table(file)
     names = list(table.column_names)
-    first = column or _first(file, task, table, names)
+    if paired and not (column or pair_column):
+        column, pair_column = next((both for both in PAIRED if {*both} <= {*names}), (None, None))
     second = pair_column or next((role for role in task.roles if role in PAIRS and role in names), None)
+    if paired and second is None:
+        reason = f"the model reads two texts, and it is not clear which columns they are in ({', '.join(names)})"
+        raise InputInvalid(what=file, reason=reason, fix="name them with --column and --pair-column")
+    first = column or _first(file, task, table, names)
     for name in (first, second):
         if name is not None and name not in names:
             raise InputInvalid(what=file, reason=f"it has no column '{name}'", fix=f"choose one of {', '.join(names)}")

@@ -230,13 +230,22 @@ def _separated(separator: str, name: str) -> Callable[[Path], Dataset]:
 
 
 def _bare_quotes(text: str, separator: str) -> bool:
-    """Whether a table between tabs has quotation marks that are words' own, as GLUE's have: they would join rows."""
+    """Whether a table between tabs has quotation marks that are words' own, as GLUE's have: they would join rows.
+
+    They are where the marks break the rules of quoted cells. Where they keep them by chance, each line is a row, with
+    as many tabs as all, and no mark is doubled.
+    """
     if separator != "\t":
         return False
+    # Python's own limit of a cell, 131,072 characters, is below ours.
+    csv.field_size_limit(2**31 - 1)
     try:
-        return any("\n" in cell and "\t" in cell for row in csv.reader(io.StringIO(text), "excel-tab") for cell in row)
+        rows = [*csv.reader(io.StringIO(text), "excel-tab", strict=True)]
     except csv.Error:
         return True
+    joined = any("\n" in cell and "\t" in cell for row in rows for cell in row)
+    alike = len({line.count("\t") for line in text.split("\n") if line.strip()}) == 1
+    return joined and alike and '""' not in text
 
 
 def _refuse_twins(header: list[str]) -> None:

@@ -105,7 +105,9 @@ def estimate(name: str, overrides: Sequence[str] = (), out: Path = Path()) -> Es
         found.student.vocab_size = len(trimmed(tokenizer, features).kept)
     teacher, student = _parts(task, found)
     tunings = _tunings(recipe, len(rows.train)) if found.tries else []
-    rate = _rate(bf16=recipe.precision != "fp32")
+    # What the probe of a run would take is the faster.
+    asked = {"fp32": [False], "auto": [False, True]}.get(recipe.precision, [True])
+    rate = max(_rate(bf16) for bf16 in asked)
     seconds, steps = 0.0, 0
     for tuning in tunings:
         assert teacher is not None

@@ -19,11 +19,14 @@ LARGEST_BATCH = 64
 
 @dataclass(frozen=True)
 class Chosen:
-    """A variant to predict with. `batch_size`: rows at once that its scores were made with, as far as is known."""
+    """A variant to predict with. `batch_size`: rows at once that its scores were made with, as far as is known;
+    `pairs`: whether it was made for two texts.
+    """
 
     folder: Path
     variant: str
     batch_size: int
+    pairs: bool = False
 
     @cached_property
     def task(self) -> Task:
@@ -79,7 +82,8 @@ def choose(path: str | Path, variant: str | None = None) -> Chosen:
         raise VariantUnknown(variant=chosen, folder=path, known=", ".join(names))
     if variant is None and chosen not in (*usable, *others):
         chosen = usable[0]
-    return Chosen(others.get(chosen, folder), chosen, _batch(results, chosen))
+    pairs = "text_pair" in (results or {}).get("inputs", [])
+    return Chosen(others.get(chosen, folder), chosen, _batch(results, chosen), pairs)
 
 
 def _usable(folder: Path) -> list[str]:

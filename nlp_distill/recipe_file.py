@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from nlp_distill import strict_yaml
 from nlp_distill.errors import RecipeInvalid, RecipeNotFound, RecipeUnreadable, RunFolderNotFound
 from nlp_distill.presets import PRESETS, phases_of
-from nlp_distill.recipe import Recipe
+from nlp_distill.recipe import Phase, Recipe
 from nlp_distill.task import task_folders
 
 MAX_BYTES = 256 * 1024
@@ -121,14 +121,7 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
 def parse_recipe(text: bytes, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from the bytes of a YAML file; `source` is how errors name it."""
     raw, root = _read_yaml(text, source)
-    for override in overrides:
-        if override.startswith("distill.recipe="):
-            # A named distillation takes the place of the terms that are written.
-            written = raw.get("distill") or {}
-            if isinstance(written, dict):
-                kept = {k: v for k, v in written.items() if k not in ("losses", "supervise", "phases")}
-                raw["distill"] = {**kept, "recipe": override.split("=", 1)[1]}
-    overrides = [override for override in overrides if not override.startswith("distill.recipe=")]
+    overrides = [override for override in overrides if not _takes_place(raw, override)]
     raw = expand(raw)
     problems = [problem for override in overrides if (problem := _override(raw, override))]
     recipe = None
@@ -141,6 +134,35 @@ def parse_recipe(text: bytes, source: str, overrides: Sequence[str] = ()) -> Rec
     if problems or recipe is None:
         raise RecipeInvalid(source, problems)
     return recipe
+
+
+def _takes_place(raw: dict[str, Any], override: str) -> bool:
+    """Whether an override stands for a whole part, which it then takes the place of as it would be written."""
+    dotted, given, text = override.partition("=")
+    dotted = dotted.strip()
+    written = raw.get("distill") or {}
+    if dotted == "distill.recipe" and isinstance(written, dict):
+        # A named distillation takes the place of the terms that are written.
+        raw["distill"] = {**_shared(written), "recipe": text}
+    elif given and dotted in ("task", "teacher", "distill", "export"):
+        raw.pop(f"{dotted}s", None)
+        raw[dotted] = read_value(text)
+    else:
+        return False
+    return True
+
+
+def _shared(distill: dict[str, Any]) -> dict[str, Any]:
+    """The settings beside the terms; of phases those that all have, where they are not the defaults."""
+    phases = distill.get("phases")
+    if isinstance(phases, list) and phases and all(isinstance(phase, dict) for phase in phases):
+        fields = Phase.model_fields
+        distill = {
+            name: value
+            for name, value in phases[0].items()
+            if all(phase.get(name) == value for phase in phases) and name in fields and value != fields[name].default
+        }
+    return {name: value for name, value in distill.items() if name not in ("losses", "supervise", "phases", "recipe")}
 
 
 def write_recipe(recipe: Recipe) -> str:
@@ -190,10 +212,14 @@ def _set(raw: dict[str, Any], path: Path_, value: Any, override: str) -> str | N
     *parents, last = path
     here: Any = raw
     for part in parents:
-        if isinstance(here, list) and isinstance(part, int) and part < len(here):
+        if isinstance(here, list) and isinstance(part, int) and part <= len(here):
+            if part == len(here):
+                here.append({})
             here = here[part]
         elif isinstance(here, dict):
-            here = here.setdefault(part, {} if part != "phases" else [{}])
+            if here.get(part) is None:
+                here[part] = _unwritten(part)
+            here = here[part]
         else:
             return f"-o {override}: there is nothing at '{part}'"
     if isinstance(here, list) and isinstance(last, int) and last < len(here):
@@ -205,13 +231,20 @@ def _set(raw: dict[str, Any], path: Path_, value: Any, override: str) -> str | N
     return None
 
 
+def _unwritten(part: str | int) -> Any:
+    """What a part that is not written has, so that one of its settings may be given."""
+    if part == "losses":
+        return [term.model_dump(mode="json") for term in Phase().losses]
+    return {"phases": [{}], "tasks": [], "teachers": [], "export": []}.get(str(part), {})
+
+
 def read_value(text: str) -> Any:
-    """One setting as a person writes it, outside a file; what is no YAML stays text."""
+    """One setting as a person writes it, outside a file; what is no YAML stays text, and so does what has quotes."""
     try:
-        value, _ = strict_yaml.read(text)
+        value, root = strict_yaml.read(text)
     except ValueError:
-        value = text
-    return _number(value)
+        return _number(text)
+    return value if isinstance(root, yaml.ScalarNode) and root.style else _number(value)
 
 
 def _number(value: Any) -> Any:

@@ -23,6 +23,8 @@ from nlp_distill.errors import AgeInvalid
 from nlp_distill.rundir import disk_errors, place_errors, sha256_file, sha256_json, write_json
 
 MANIFEST, INDEX = "manifest.json", "index.safetensors"
+OURS = re.compile(r"[0-9a-f]{20}|\.[0-9a-f]{20}\..+")
+"""Names of caches, and of those that are being written; what else lies there is somebody's own."""
 AGE = re.compile(r"(\d+(?:\.\d+)?)([dhm])")
 UNITS = {"d": 86_400.0, "h": 3_600.0, "m": 60.0}
 
@@ -128,7 +130,7 @@ def shelved() -> list[Shelved]:
     if not teachers_folder().is_dir():
         return []
     for folder in sorted(teachers_folder().iterdir()):
-        if not folder.is_dir() or folder.name == ".locks":
+        if not folder.is_dir() or not OURS.fullmatch(folder.name):
             continue
         with contextlib.suppress(FileNotFoundError):  # published, or removed, while we look
             files = list(folder.iterdir())

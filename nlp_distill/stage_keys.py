@@ -63,7 +63,27 @@ class StageKeys:
             "seconds": round(self._spent(stage) + seconds, 1),
             **facts,
         }
-        self.rundir.update_manifest(stages={**self.records(), stage: entry}, begun={})
+        before, records = self.records().get(stage), self.records()
+        if before and before["key"] == entry["key"] and before["outputs"] != entry["outputs"]:
+            # Other bits than those that later stages read: made on another machine, or with other versions.
+            records = self._without(records, self._after(stage))
+        self.rundir.update_manifest(stages={**records, stage: entry}, begun={})
+
+    def _after(self, stage: str) -> set[str]:
+        """The stages that stand on one."""
+        found = {stage}
+        for name, upstream in UPSTREAM.items():
+            if found.intersection(upstream):
+                found.add(name)
+        return found - {stage}
+
+    def _without(self, records: dict[str, Any], forgotten: set[str]) -> dict[str, Any]:
+        """The records of the other stages; what the forgotten ones made must not be served under other settings."""
+        for stage in forgotten.intersection(records):
+            for name in records[stage]["outputs"]:
+                (self.rundir.path / name).unlink(missing_ok=True)
+            self.drop_checkpoints(stage)
+        return {stage: record for stage, record in records.items() if stage not in forgotten}
 
     def drop_checkpoints(self, stage: str) -> None:
         """Free what a complete stage went through."""
@@ -115,11 +135,7 @@ class StageKeys:
             if changes or forgotten.intersection(upstream):
                 forgotten.add(stage)
         if forgotten and self.main:
-            # What the new settings did not make must not be served under them.
-            for stage in forgotten:
-                for name in records[stage]["outputs"]:
-                    (self.rundir.path / name).unlink(missing_ok=True)
-                self.drop_checkpoints(stage)
+            self._without(records, forgotten)
             self.rundir.update_manifest(stages={k: v for k, v in self.records().items() if k not in forgotten})
 
 

@@ -145,7 +145,7 @@ def enter(road: Road, redo: bool) -> StageKeys:
     found = check(recipe, road.task, road.source, len(road.slices.train))
     stand = standing(rundir, recipe) if rundir.exists() and not redo else set()
     check_publish(road, stand)
-    if not rundir.exists():
+    if redo or not rundir.exists():
         road.try_out()
     if road.main:
         check_disk(rundir.path, recipe, road.task, found, stand)

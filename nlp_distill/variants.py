@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nlp_distill.errors import Interrupted
 from nlp_distill.exports.format import Form, Work
 from nlp_distill.exports.formats import FORMATS, forms_there
 from nlp_distill.exports.gate import Gate
@@ -68,10 +69,17 @@ def variants(road: Road) -> list[Variant]:
     return found + [Variant(form.variant, run.model, form) for form in forms]
 
 
+def _heed(road: Road, done: int, stage: str) -> None:
+    """End where the user asked to; one process of several must not, as the others wait for it."""
+    if road.accelerator.num_processes == 1 and road.stop():
+        raise Interrupted(step=done, stage=stage)
+
+
 def _outputs(road: Road, variant: Variant, rows: Any, stage: str) -> Array:
     pipe = variant_pipeline(variant.folder, road.task, variant.name)
 
     def progress(done: int, total: int) -> None:
+        _heed(road, done, f"{stage}: {variant.name}")
         road.notify("progress", stage=f"{stage}: {variant.name}", step=done, steps=total)
 
     return predict(pipe, road.task, rows, variant.batch, progress)
@@ -151,6 +159,7 @@ def measure_stage(road: Road) -> Made:
     chosen = [Measured(v.name, str(v.folder), road.task.auto_class, v.name, new_tokens) for v in variants(road)]
 
     def progress(done: int, total: int) -> None:
+        _heed(road, done, "measuring")
         road.notify("progress", stage="measuring", step=done, steps=total)
 
     measured = measure(chosen, sequences, road.recipe.budget.threads, progress)

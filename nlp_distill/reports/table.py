@@ -116,6 +116,8 @@ def verdict(results: dict[str, Any]) -> list[str]:
         )
         if low > 0:
             lines.append(f"Distillation helped: {gain}.")
+        elif high < 0:
+            lines.append(f"Distillation did harm: {gain}.")
         elif teacher and control["score"][metric] >= teacher["score"][metric]:
             lines.append(f"Distillation has nothing to give here: the control is as good as the teacher; {gain}.")
         else:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nlp_distill.errors import InputInvalid
+from nlp_distill.errors import InputInvalid, PairNeeded
 from nlp_distill.verbs.common import err
 
 
@@ -41,6 +41,8 @@ def predict(
     if out is not None and not out.absolute().parent.is_dir():
         raise InputInvalid(what=f"--out {out}", reason="its folder is not there", fix="make it first")
     chosen = choose(model, variant)
+    if chosen.pairs and file is None and text_pair is None:
+        raise PairNeeded(what="the second text")
     pipe = chosen.pipeline()
     if file is None and not text and out is None:
         # Typed or piped: each line is answered when it comes.
@@ -48,7 +50,11 @@ def predict(
             _print([{"inputs": _inputs(line, text_pair), "outputs": chosen.task.ask(pipe, line, text_pair)}])
         return
     given = text or ([] if file is not None else [*_typed()])
-    rows = rows_of(file, chosen.task, column, pair_column) if file is not None else [(t, text_pair) for t in given]
+    rows = (
+        rows_of(file, chosen.task, column, pair_column, chosen.pairs)
+        if file is not None
+        else [(t, text_pair) for t in given]
+    )
 
     with Display(err) as display:
 
@@ -86,7 +92,10 @@ def _print(said: Iterable[dict[str, Any]]) -> None:
 def _write(out: Path, said: Iterable[dict[str, Any]]) -> None:
     from nlp_distill.rundir import new_file
 
-    with new_file(out) as stream:
+    out = out.resolve()
+    # A device or a pipe is written into; what takes the place of a file would take its place, too.
+    special = out.exists() and not out.is_file() and not out.is_dir()
+    with out.open("w", encoding="utf-8") if special else new_file(out) as stream:
         for line in _lines(said):
             stream.write(line)
 

@@ -66,8 +66,10 @@ def recipes_copy(
 def recipes_validate(name: RecipeArgument, override: OverrideOption = None) -> None:
     """Check a recipe; every problem is listed at once."""
     from nlp_distill.recipe_file import load_recipe
+    from nlp_distill.task import load_task
 
     recipe = load_recipe(name, override or [])
+    load_task(recipe.task, recipe.options).check_roles(recipe.data.columns)
     out_console.print(f"{name}: valid (sha256 {recipe.sha256()[:12]})", highlight=False)
 
 

@@ -296,32 +296,37 @@ with shelf.sole_writer(folder, lambda: None), rundir.new_folder(folder) as tempo
     assert shelf.sealed(folder) is not None
 
 
+OLD, NEW = "0" * 20, "f" * 20
+GONE = f".{'e' * 20}.123.tmp"
+
+
 @pytest.fixture
 def shelves(tmp_path, monkeypatch):
     monkeypatch.setenv("NLP_DISTILL_CACHE", str(tmp_path))
-    for name, days in (("old", 40), ("new", 1)):
+    for name, days in ((OLD, 40), (NEW, 1)):
         folder = tmp_path / "teachers" / name
         cached(folder, tiny_model("bert"), Tokens(), Request(logits=True), "fp32")
         used = time.time() - days * 86_400
         shelf.os.utime(folder / shelf.MANIFEST, (used, used))
-    (tmp_path / "teachers" / ".gone.123.tmp").mkdir()
+    (tmp_path / "teachers" / GONE).mkdir()
+    (tmp_path / "teachers" / "bert-large").mkdir()
     return tmp_path / "teachers"
 
 
 def test_caches_are_listed_and_pruned(shelves):
-    assert [entry.folder.name for entry in shelf.shelved()] == [".gone.123.tmp", "new", "old"]
+    assert [entry.folder.name for entry in shelf.shelved()] == [GONE, NEW, OLD]
     assert shelf.shelved()[1].line()["teacher"] == "tiny"
-    assert {entry.folder.name for entry in shelf.prune(shelf.age("30d"))} == {"old", ".gone.123.tmp"}
-    assert [entry.folder.name for entry in shelf.shelved()] == ["new"]
-    with shelf.sole_writer(shelves / "new", lambda: None):
+    assert {entry.folder.name for entry in shelf.prune(shelf.age("30d"))} == {OLD, GONE}
+    assert [entry.folder.name for entry in shelf.shelved()] == [NEW]
+    with shelf.sole_writer(shelves / NEW, lambda: None):
         assert shelf.prune(0) == []
-    assert [entry.folder.name for entry in shelf.prune(0)] == ["new"]
-    assert shelf.shelved() == []
+    assert [entry.folder.name for entry in shelf.prune(0)] == [NEW]
+    assert shelf.shelved() == [] and (shelves / "bert-large").is_dir()
 
 
 def test_what_a_run_reads_may_be_pruned(shelves):
     task = Tokens()
-    kept = CachedTeacher(shelves / "new", task)
+    kept = CachedTeacher(shelves / NEW, task)
     shelf.prune(0)
     assert torch.isfinite(kept.signal(task.read(np.arange(3), 0)).logits["logits"]).all()
 

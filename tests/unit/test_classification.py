@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from nlp_distill.errors import LabelsInvalid
 from nlp_distill.recipe import Data
 from nlp_distill.task import load_task
 from nlp_distill_tasks.classification.insights import by_label, by_target
+from nlp_distill_tasks.classification.labels import settle, targets
 
 
 def loaded(folder, train, validation, name="validation", **data):
@@ -83,3 +85,13 @@ def test_the_one_label_of_a_multi_label_task_is_told_of_itself():
 def test_two_rows_make_no_empty_group():
     found = by_target(np.array([0.5, 0.5]), np.array([0.0, 1.0]))
     assert found.rows == [1, 1]
+
+
+@pytest.mark.parametrize(("names", "expected"), [(None, ["1", "2", "3"]), (["bad", "fair", "good"], None)])
+def test_labels_that_begin_at_one(names, expected):
+    rows = Dataset.from_dict({"text": list("abc"), "label": [3, 1, 2]})
+    labels = settle(rows, "label", Data(dataset="d", label_names=names), "d")
+    assert labels.names == (expected or names)
+    assert targets(rows, "label", labels, "d").tolist() == [2, 0, 1]
+    with pytest.raises(LabelsInvalid, match="label 4 is none of"):
+        targets(Dataset.from_dict({"text": ["a"], "label": [4]}), "label", labels, "d")

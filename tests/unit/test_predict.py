@@ -1,7 +1,9 @@
 """What predict is asked and answers, and which variant it chooses."""
 
 import json
+import os
 import shutil
+import threading
 
 import pytest
 
@@ -179,3 +181,28 @@ def test_a_runs_deliverable_has_no_proven_export_before_the_last_stage(folders, 
     assert choose(run / "model").variant == "student-onnx-int8"
     (run / "recipe.yaml").write_text("task: classification")
     assert choose(run / "model").variant == choose(run).variant == "student"
+
+
+def test_a_model_of_pairs_is_asked_for_pairs(folders, tmp_path, call):
+    folder = tmp_path / "pairs"
+    shutil.copytree(folders["classification"], folder)
+    write_json(folder / "results.json", {"recommended": "student", "inputs": ["text", "text_pair"], "variants": []})
+    task = load_task("classification")
+    named = write(tmp_path, "a.csv", "id,sentence1,sentence2\n1,a,b\n2,c,d\n")
+    assert rows_of(named, task, None, None, paired=True) == [("a", "b"), ("c", "d")]
+    unclear = write(tmp_path, "b.csv", "left,right\na,b\nc,d\n")
+    with pytest.raises(InputInvalid, match="--column and --pair-column"):
+        rows_of(unclear, task, None, None, paired=True)
+    assert "The model needs the second text, too" in call("predict", folder, "One.", code=2)
+    assert call("predict", folder, "One.", "--text-pair", "Two.")
+
+
+def test_a_device_is_written_into_and_stays_one(folders, tmp_path, call):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    said = []
+    reader = threading.Thread(target=lambda: said.append(pipe.read_text()))
+    reader.start()
+    call("predict", folders["classification"], "good", "--out", pipe)
+    reader.join()
+    assert pipe.is_fifo() and json.loads(said[0])["inputs"] == "good"

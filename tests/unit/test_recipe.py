@@ -6,7 +6,7 @@ import yaml
 from nlp_distill.errors import RecipeInvalid, RecipeNotFound, RecipeUnreadable
 from nlp_distill.losses import LOSSES
 from nlp_distill.recipe import Recipe
-from nlp_distill.recipe_file import load_recipe, parse_recipe, shipped_recipes, write_recipe
+from nlp_distill.recipe_file import load_recipe, parse_recipe, read_value, shipped_recipes, write_recipe
 
 GOOD = """
 task: classification
@@ -166,3 +166,39 @@ def test_every_setting_is_documented():
 def test_schema_is_plain_json():
     json.dumps(Recipe.model_json_schema())
     yaml.safe_load(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("override", "path", "value"),
+    [
+        ("distill={recipe: tinybert}", lambda r: len(r.distill.phases), 2),
+        ("distill={epochs: 5}", lambda r: r.distill.phases[0].epochs, 5),
+        ("export={format: openvino}", lambda r: [e.format for e in r.export], ["openvino"]),
+        ("task=seq2seq", lambda r: r.task, "seq2seq"),
+        ("teacher={model: x, finetune: none}", lambda r: r.teachers[0].model, "x"),
+        ("export.0.score_drop=2", lambda r: (r.export[0].format, r.export[0].score_drop), ("onnx", 2)),
+        ("distill.losses.0.weight=0.5", lambda r: [t.weight for t in r.distill.phases[0].losses], [0.5, 1.0, 1.0]),
+        ("publish.repository=org/x", lambda r: r.publish.repository, "org/x"),
+        ("teacher.finetune.epochs=7", lambda r: r.teachers[0].finetune.epochs, 7),
+        ('publish={repository: org/x, revision: "1.0"}', lambda r: r.publish.revision, "1.0"),
+    ],
+)
+@pytest.mark.parametrize("resolved", [False, True])
+def test_whole_parts_and_parts_that_are_not_written_can_be_given(override, path, value, resolved):
+    text = b"task: classification\ndata: {dataset: d}\nteacher: {model: m}\nstudent: {layers: 1}\n"
+    if resolved:
+        text = write_recipe(parse_recipe(text, "r")).encode()
+    assert path(parse_recipe(text, "r", [override])) == value
+
+
+def test_text_in_quotes_is_text():
+    assert (read_value('"1.0"'), read_value("1.0"), read_value("5e-5")) == ("1.0", 1.0, 5e-5)
+
+
+def test_a_named_distillation_keeps_what_all_phases_were_given():
+    text = b"task: classification\ndata: {dataset: d}\nteacher: {model: m}\nstudent: {layers: 1}\n"
+    text += b"distill: {epochs: 9, learning_rate: 3e-4}\n"
+    resolved = write_recipe(parse_recipe(text, "r")).encode()
+    from_file, from_run = (parse_recipe(it, "r", ["distill.recipe=tinybert"]) for it in (text, resolved))
+    assert from_file.resolved() == from_run.resolved()
+    assert [phase.epochs for phase in from_run.distill.phases] == [9, 9]

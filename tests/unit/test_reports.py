@@ -253,3 +253,12 @@ def test_a_busy_machine_is_said_to_be(finished):
     latency = results["variants"][2]["latency_ms"][0]
     latency["p90"] = latency["p50"] * BUSY
     assert "the machine was busy" in busy(results) and busy(results) in verdict(results)
+
+
+def test_a_sure_loss_is_called_one(finished):
+    results = json.loads((finished / "results.json").read_text())
+    student = next(variant for variant in results["variants"] if variant["name"] == "student")
+    results["variants"] = [variant for variant in results["variants"] if variant["name"] != "control"]
+    results["variants"].append({**student, "name": "control"})
+    student |= {"gain_over_control": -3.0, "gain_over_control_ci95": [-4.1, -1.9]}
+    assert any(line.startswith("Distillation did harm: -3.00 points") for line in verdict(results))

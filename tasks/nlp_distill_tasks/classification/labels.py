@@ -19,11 +19,14 @@ MAX_CLASSES = 1000
 
 @dataclass(frozen=True)
 class Labels:
-    """Kind and names of the labels, in the order of their ids. `texts`: whether training rows name them, by texts."""
+    """Kind and names of the labels, in the order of their ids. `texts`: whether training rows name them, by texts;
+    `first`: the number that stands for the first of them.
+    """
 
     problem: Problem
     names: list[str]
     texts: bool = False
+    first: int = 0
 
 
 def settle(train: Dataset, column: str | list[str], spec: Data, source: str) -> Labels:
@@ -61,7 +64,15 @@ def settle(train: Dataset, column: str | list[str], spec: Data, source: str) -> 
                 row=whole[0],
                 fix="set data.problem: regression, or use whole numbers or names",
             )
-    return Labels("single_label", _class_names(feature, values, spec, source), isinstance(values[0], str))
+    names = _class_names(feature, values, spec, source)
+    by_texts = isinstance(values[0], str)
+    return Labels("single_label", names, by_texts, 0 if by_texts else _first(feature, values, names))
+
+
+def _first(feature: Any, values: list[Any], names: list[str]) -> int:
+    """1 of stars from 1 to 5, 0 of most; where names were given, as many of them decide."""
+    low, high = int(min(values)), int(max(values))
+    return low if not isinstance(feature, ClassLabel) and len(names) == high - low + 1 else 0
 
 
 def _refuse_missing(values: list[Any], source: str) -> None:
@@ -117,7 +128,7 @@ def _class_names(feature: Any, values: list[Any], spec: Data, source: str) -> li
     elif isinstance(different[0], str):
         names = spec.label_names or different
     else:
-        names = spec.label_names or [str(i) for i in range(int(different[-1]) + 1)]
+        names = spec.label_names or [str(i) for i in range(int(different[0]), int(different[-1]) + 1)]
     if len(different) == 1:
         raise OneClassOnly(source=source, label=different[0])
     _refuse_many(len(names), source)
@@ -167,25 +178,23 @@ def targets(rows: Dataset, column: str | list[str], labels: Labels, source: str)
         chosen = np.zeros((len(values), len(labels.names)), dtype=np.float32)
         for row, members in enumerate(values):
             for member in members:
-                chosen[row, _id(member, position, labels.texts, row, source)] = 1
+                chosen[row, _id(member, position, labels, row, source)] = 1
         return chosen
     if -1 in values:
         raise LabelsHidden(source=source, count=values.count(-1), rows=len(values))
-    return np.array(
-        [_id(value, position, labels.texts, row, source) for row, value in enumerate(values)], dtype=np.int64
-    )
+    return np.array([_id(value, position, labels, row, source) for row, value in enumerate(values)], dtype=np.int64)
 
 
-def _id(value: Any, position: dict[str, int], texts: bool, row: int, source: str) -> int:
+def _id(value: Any, position: dict[str, int], labels: Labels, row: int, source: str) -> int:
     """A label's number. Where train names labels by texts, a number is one of them too: CSV's "1" is read as 1 where a
     file has numbers alone.
     """
     whole = not isinstance(value, str) and float(value).is_integer()
-    name = str(int(value)) if texts and whole else value
+    name = str(int(value)) if labels.texts and whole else value
     if isinstance(name, str) and name in position:
         return position[name]
-    if not texts and whole and 0 <= int(value) < len(position):
-        return int(value)
+    if not labels.texts and whole and 0 <= int(value) - labels.first < len(position):
+        return int(value) - labels.first
     raise LabelsInvalid(
         source=source,
         reason=f"label {value!r} is none of {', '.join(position)}",

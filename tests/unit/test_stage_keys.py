@@ -1,0 +1,37 @@
+"""Stages that stand on other bits than those that are there are made anew."""
+
+import pytest
+
+from nlp_distill.rundir import RunDir
+from nlp_distill.stage_keys import UPSTREAM, StageKeys
+
+
+@pytest.fixture
+def keys(tmp_path):
+    rundir = RunDir(tmp_path / "run")
+    rundir.create()
+    kept = StageKeys(rundir, {stage: {} for stage in UPSTREAM}, redo=False)
+    for stage in UPSTREAM:
+        (rundir.path / stage).write_text("made")
+        kept.record(stage, [stage], 1.0)
+    yield kept
+    rundir.release()
+
+
+def test_other_bits_under_the_same_key_forget_what_read_them(keys):
+    """As an export that is made again on another machine."""
+    (keys.rundir.path / "export").write_text("made elsewhere")
+    assert not keys.complete("export") and keys.complete("results")
+    keys.record("export", ["export"], 1.0)
+    assert {stage for stage in UPSTREAM if keys.complete(stage)} == {
+        *("data", "teacher", "student", "distill", "control", "export")
+    }
+    assert not (keys.rundir.path / "results").exists()
+
+
+def test_the_same_bits_leave_what_read_them(keys):
+    (keys.rundir.path / "export").unlink()
+    assert not keys.complete("export")
+    (keys.rundir.path / "export").write_text("made")
+    keys.record("export", ["export"], 1.0)
+    assert all(keys.complete(stage) for stage in UPSTREAM)
