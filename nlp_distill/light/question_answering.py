@@ -20,6 +20,7 @@ OUTSIDE = -10000.0
 ROOM = 8
 """Special tokens of a pair, at most."""
 NEVER = 1_000_000
+MOST_WINDOWS = 4096
 """More than any score."""
 
 
@@ -82,6 +83,10 @@ class LightAnswerer:
             for name in ("question", "context"):
                 if not entry[name]:
                     raise ValueError(f"the {name} is empty")
+        # Before they are made: a word of one letter and its blank are a token, and each window goes `step` further.
+        step = length - stride - ROOM
+        if sum(len(entry["context"]) for entry in entries) // (2 * step) > MOST_WINDOWS:
+            raise ValueError(f"the contexts may make more than {MOST_WINDOWS} windows; ask for less at once")
         windows = [self._windows(entry, length, stride) for entry in entries]
         return Asked(
             rows=[self._row(window) for several in windows for window in several],

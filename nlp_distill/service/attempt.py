@@ -131,15 +131,21 @@ class Attempt:
 
 
 def furthest(run: Path) -> str:
-    """How far a run came: complete stages, then the step of the newest checkpoint; compares as text."""
+    """How far a run came: complete stages, then the steps of the newest checkpoints; compares as text.
+
+    Phases and tries of one stage have folders of their own: each is a way that was gone.
+    """
     try:
         stages = json.loads((run / "manifest.json").read_text(encoding="utf-8")).get("stages", {})
         done = sum("outputs" in record and "seconds" in record for record in stages.values())
     except (OSError, ValueError, AttributeError):
         done = 0
-    steps = [folder.name.removeprefix("step-") for folder in run.glob("checkpoints/*/step-*")]
-    steps += [folder.name.removeprefix("step-") for folder in run.glob("checkpoints/*/*/step-*")]
-    return f"{done:02d}:{max(steps, default='')}"
+    newest: dict[Path, int] = {}
+    for folder in (*run.glob("checkpoints/*/step-*"), *run.glob("checkpoints/*/*/step-*")):
+        step = folder.name.removeprefix("step-")
+        if step.isdecimal():
+            newest[folder.parent] = max(newest.get(folder.parent, 0), int(step))
+    return f"{done:02d}:{sum(newest.values()):012d}"
 
 
 def artifacts(run: Path) -> list[Artifact]:

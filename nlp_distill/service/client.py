@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -22,6 +23,7 @@ from nlp_distill.recipe import Recipe
 from nlp_distill.recipe_file import load_recipe
 from nlp_distill.rundir import sha256_file
 from nlp_distill.service.home import Home
+from nlp_distill.web.listening import is_loopback
 
 URL_VARIABLE, TOKEN_VARIABLE = "NLP_DISTILL_URL", "NLP_DISTILL_TOKEN"
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -45,7 +47,10 @@ class Client:
         patience_s: float = 60.0,
     ) -> None:
         self.url = (url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
-        token = token or os.environ.get(TOKEN_VARIABLE) or _own_token(Home(home))
+        token = token or os.environ.get(TOKEN_VARIABLE)
+        # This machine's own token is for this machine's own service.
+        if not token and is_loopback(urlsplit(self.url).hostname or ""):
+            token = _own_token(Home(home))
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         timeout = httpx.Timeout(30.0, write=600.0)
         # Nobody closes a client that is used in one line; its connections end with their answers.

@@ -74,20 +74,26 @@ class Home:
         return self._secret(self.path / "session.key").encode()
 
     def _secret(self, file: Path) -> str:
-        try:
-            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return file.read_text(encoding="ascii").strip()
-        token = secrets.token_urlsafe(32)
-        with open(handle, "w", encoding="ascii") as stream:
-            stream.write(token + "\n")
-        return token
+        # An empty file, as a full disk or a power cut may leave one, is no secret.
+        if not file.is_file() or not file.read_text(encoding="ascii").strip():
+            self._write_secret(file, secrets.token_urlsafe(32))
+        return file.read_text(encoding="ascii").strip()
 
     def use_token(self, token: str) -> None:
         """Let a token that a person chose be the owner's."""
-        self.token.unlink(missing_ok=True)
-        with open(os.open(self.token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as stream:
-            stream.write(token + "\n")
+        self._write_secret(self.token, token)
+
+    def _write_secret(self, file: Path, secret: str) -> None:
+        temporary = file.with_name(f".{file.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with open(handle, "w", encoding="ascii") as stream:
+                stream.write(secret + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def job(self, job_id: str) -> Path:
         """The folder of a job."""

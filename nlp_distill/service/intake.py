@@ -31,7 +31,9 @@ def news(file: Path, consumed: int) -> Said:
     if not file.is_file():
         return said
     with file.open("rb") as stream:
-        stream.seek(consumed)
+        # After a power cut the file may be shorter than what was read of it.
+        said.consumed = min(consumed, stream.seek(0, 2))
+        stream.seek(said.consumed)
         block = stream.read(MOST_AT_ONCE)
     whole = block[: block.rfind(b"\n") + 1]
     said.consumed += len(whole)
@@ -79,8 +81,16 @@ def _plot(said: Said, values: dict[str, Any], step: Any, created_at: int) -> Non
 
 
 def _event(kind: Any, message: str, fields: dict[str, Any], created_at: int, level: Any = "info") -> Event:
-    text = redact(json.dumps(fields))
-    data = (
-        json.loads(text) if len(text) <= LARGEST_DATA else {"stage": fields.get("stage"), "state": fields.get("state")}
-    )
+    data = _without_secrets(fields)
+    if len(json.dumps(data)) > LARGEST_DATA:
+        data = {"stage": data.get("stage"), "state": data.get("state")}
     return Event(kind, redact(message)[:LONGEST_MESSAGE], data, level, created_at)
+
+
+def _without_secrets(value: Any) -> Any:
+    """Plain data; text by text, as JSON's own marks would hide where a token begins."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {redact(str(name)): _without_secrets(child) for name, child in value.items()}
+    return [_without_secrets(child) for child in value] if isinstance(value, list) else value

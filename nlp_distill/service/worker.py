@@ -25,11 +25,11 @@ from nlp_distill.service.home import Home, new_id, now_ms
 from nlp_distill.service.launch import prepare
 from nlp_distill.service.processes import alive, signature
 from nlp_distill.service.reasons import Ending, Reason, of_error
-from nlp_distill.service.store.queue import TERMINAL, Claim, Fenced, Queue
+from nlp_distill.service.store.queue import TERMINAL, Claim, Fenced, Queue, WrongStatus
 from nlp_distill.service.store.tables import files, idempotency, jobs, workers
 
 log = logging.getLogger("nlp_distill.worker")
-DAY_MS = 86_400_000
+DAY_MS, REMOVED_AT_ONCE = 86_400_000, 5
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,10 @@ class Worker:
             )
             if gone or now - seen[2] >= self.settings.lease_s:
                 reached = furthest(self.home.run(row.id))
-                self.queue.give_up(row.id, row.epoch, row.beat, "Its worker is gone.", reached)
+                if self.queue.give_up(row.id, row.epoch, row.beat, "Its worker is gone.", reached):
+                    # On another machine it may still run; what is over for good is claimed by nobody, who would end it.
+                    with contextlib.suppress(TimeoutError):
+                        self.executor.reap(row.attempt_id, None)
 
     def _tidy(self) -> None:
         """Forget what is old: workers that are gone, keys of requests, jobs beyond their retention."""
@@ -236,9 +239,11 @@ class Worker:
             before = now_ms() - int(self.settings.retention_days * DAY_MS)
             old = select(jobs.c.id).where(jobs.c.status.in_(TERMINAL), jobs.c.finished_at < before)
             with self.queue.database.reading() as connection:
-                names = list(connection.execute(old).scalars())
+                names = list(connection.execute(old.limit(REMOVED_AT_ONCE)).scalars())
             for name in names:
-                remove_job(self.home, self.queue, name)
+                # Somebody else may have removed it, or begun it again.
+                with contextlib.suppress(LookupError, WrongStatus):
+                    remove_job(self.home, self.queue, name)
 
 
 def remove_job(home: Home, queue: Queue, job_id: str) -> None:

@@ -63,6 +63,8 @@ def serve_jobs(
     place = Home(home).make()
     if ray is not None:
         RayExecutor(ray, place.ray).check()
+    # Where one runs already, its token stays.
+    place.hold()
     if (token := read_token(token_file)) is not None:
         place.use_token(token)
     place.admin_token()

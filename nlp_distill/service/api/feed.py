@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+
+from sqlalchemy.exc import OperationalError
 
 from nlp_distill.service.store import journal
 from nlp_distill.service.store.database import Database
 
 POLL_S = 0.2
 BATCH = 200
+log = logging.getLogger(__name__)
 
 News = tuple[list[dict[str, Any]], str]
 """Events, and the job's status when they were read; `gone` where there is no job any more."""
@@ -33,8 +37,11 @@ class Feed:
         """Look until cancelled."""
         while True:
             await asyncio.sleep(POLL_S)
-            if self._waiting:
-                self._wake(await asyncio.to_thread(self._look, list(self._waiting)))
+            try:
+                if self._waiting:
+                    self._wake(await asyncio.to_thread(self._look, list(self._waiting)))
+            except OperationalError as error:
+                log.warning("the database cannot be read: %s", error.orig)
 
     def _look(self, job_ids: list[str]) -> dict[str, tuple[int, str]]:
         with self.database.reading() as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -27,7 +28,7 @@ from nlp_distill.web.problems import Problem, problems
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 FORMATS = ("csv", "tsv", "jsonl", "json", "parquet")
-BLOCK = 1 << 20
+BLOCK, LOOKED_EACH = 1 << 20, 32 << 20
 BODY = {
     "required": True,
     "content": {
@@ -73,7 +74,7 @@ async def upload(
         file_id = new_id("file")
         target = service.home.file(file_id, ending)
         with _kept_if_well(target) as handle:
-            size, digest = await _write(handle, blocks)
+            size, digest = await _write(service, handle, blocks)
             if size == 0:
                 raise Problem(422, "empty_file", "The file is empty.")
             if sha256 is not None and sha256 != digest:
@@ -126,14 +127,22 @@ def _kept_if_well(target: Path) -> Iterator[int]:
         os.close(handle)
 
 
-async def _write(handle: int, blocks: AsyncIterator[bytes]) -> tuple[int, str]:
-    """Bytes written and their sha256."""
-    size, digest = 0, hashlib.sha256()
-    async for block in blocks:
-        digest.update(block)
-        size += len(block)
-        await asyncio.to_thread(_write_all, handle, block)
-    await asyncio.to_thread(os.fsync, handle)
+async def _write(service: Service, handle: int, blocks: AsyncIterator[bytes]) -> tuple[int, str]:
+    """Bytes written and their sha256. Raises `Problem` where runs would be left no room."""
+    size, looked, digest = 0, 0, hashlib.sha256()
+    try:
+        async for block in blocks:
+            digest.update(block)
+            size += len(block)
+            if size - looked >= LOOKED_EACH:
+                looked = size
+                await asyncio.to_thread(check_room, service)
+            await asyncio.to_thread(_write_all, handle, block)
+        await asyncio.to_thread(os.fsync, handle)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Problem(503, "unavailable", "The server's disk is full.", {"Retry-After": "60"}) from error
     return size, digest.hexdigest()
 
 

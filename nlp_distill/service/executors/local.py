@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -140,4 +141,6 @@ def _pump(source: IO[bytes], log: Path) -> None:
             elif written > MOST_LOG:
                 continue
             written += len(clean)
-            target.write(clean)
+            # A full disk costs lines of the log, not the process that writes them.
+            with contextlib.suppress(OSError):
+                target.write(clean)

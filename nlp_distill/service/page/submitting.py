@@ -34,6 +34,8 @@ async def begun(
     job: Annotated[str | None, Query(pattern=jobs.JOB_ID)] = None,
 ) -> Response:
     """Where to begin, or the form of what was begun."""
+    if (file is not None or job is not None) and not who.may("read"):
+        raise Problem(403, "scope_missing", "This needs a token with the scope 'read'.")
     if template:
         draft = from_template(template)
     elif file is not None:
@@ -49,7 +51,7 @@ def _choices(request: Request, service: Service, who: Who, status: int = 200, **
     templates = sorted(recipes.templates(who).data, key=lambda one: (one.name != "quickstart", one.name))
     ready = [template for template in templates if "sample:" in template.yaml and _runs_here(service, template)]
     others = [template for template in templates if template not in ready]
-    uploads = files.listed(service, who).data[:5]
+    uploads = files.listed(service, who).data[:5] if who.may("read") else []
     return render(request, "new.html", status, ready=ready, others=others, uploads=uploads, **{"yaml": "", **said})
 
 

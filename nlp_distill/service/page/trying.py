@@ -61,7 +61,7 @@ async def answered(request: Request, job_id: JobId, service: Served, who: Predic
     shown = [(answer, *_told(answer.outputs)) for answer in answers]
     if request.headers.get("hx-request"):
         return render(request, "answers.html", answers=shown, wrong=wrong)
-    others = jobs.listed(service, who, ["succeeded"], None, None, 25).data
+    others = jobs.listed(service, who, ["succeeded"], None, None, 25).data if who.may("read") else []
     return _page(request, job, others, text, beside, answers=shown, wrong=wrong)
 
 

@@ -202,7 +202,7 @@ class Queue:
             furthest=max(furthest, job.furthest),
             reason=reason.value if reason else None,
             detail=detail,
-            not_before=now + wait,
+            not_before=now + wait if wait else 0,
             finished_at=now if status in TERMINAL else None,
         )
         if status == "succeeded":
