@@ -329,11 +329,11 @@ def test_half_a_line_is_not_read(tmp_path):
 
 
 def test_how_far_a_run_came(tmp_path):
-    assert furthest(tmp_path) == "00:"
+    assert furthest(tmp_path) == "00:000000000000"
     (tmp_path / "checkpoints" / "distill" / "phase-0-abc" / "step-00000012").mkdir(parents=True)
     stages = {"teacher": {"outputs": {}, "seconds": 1}, "distill": {"settings": {}}}
     (tmp_path / "manifest.json").write_text(json.dumps({"stages": stages}))
-    assert furthest(tmp_path) == "01:00000012" > "00:99999999"
+    assert furthest(tmp_path) == "01:000000000012" > "00:999999999999"
 
 
 def test_old_jobs_are_removed(worker_of, queue, home):
