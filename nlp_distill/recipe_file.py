@@ -14,8 +14,9 @@ from pydantic import BaseModel, ValidationError
 
 from nlp_distill import strict_yaml
 from nlp_distill.errors import RecipeInvalid, RecipeNotFound, RecipeUnreadable, RunFolderNotFound
+from nlp_distill.overrides import apply, canonical, takes_place
 from nlp_distill.presets import PRESETS, phases_of
-from nlp_distill.recipe import Phase, Recipe
+from nlp_distill.recipe import Recipe
 from nlp_distill.task import task_folders
 
 MAX_BYTES = 256 * 1024
@@ -121,9 +122,9 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
 def parse_recipe(text: bytes, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from the bytes of a YAML file; `source` is how errors name it."""
     raw, root = _read_yaml(text, source)
-    overrides = [override for override in overrides if not _takes_place(raw, override)]
+    overrides = [override for override in overrides if not takes_place(raw, override)]
     raw = expand(raw)
-    problems = [problem for override in overrides if (problem := _override(raw, override))]
+    problems = [problem for override in overrides if (problem := apply(raw, override))]
     recipe = None
     try:
         recipe = Recipe.model_validate(raw)
@@ -134,35 +135,6 @@ def parse_recipe(text: bytes, source: str, overrides: Sequence[str] = ()) -> Rec
     if problems or recipe is None:
         raise RecipeInvalid(source, problems)
     return recipe
-
-
-def _takes_place(raw: dict[str, Any], override: str) -> bool:
-    """Whether an override stands for a whole part, which it then takes the place of as it would be written."""
-    dotted, given, text = override.partition("=")
-    dotted = dotted.strip()
-    written = raw.get("distill") or {}
-    if dotted == "distill.recipe" and isinstance(written, dict):
-        # A named distillation takes the place of the terms that are written.
-        raw["distill"] = {**_shared(written), "recipe": text}
-    elif given and dotted in ("task", "teacher", "distill", "export"):
-        raw.pop(f"{dotted}s", None)
-        raw[dotted] = read_value(text)
-    else:
-        return False
-    return True
-
-
-def _shared(distill: dict[str, Any]) -> dict[str, Any]:
-    """The settings beside the terms; of phases those that all have, where they are not the defaults."""
-    phases = distill.get("phases")
-    if isinstance(phases, list) and phases and all(isinstance(phase, dict) for phase in phases):
-        fields = Phase.model_fields
-        distill = {
-            name: value
-            for name, value in phases[0].items()
-            if all(phase.get(name) == value for phase in phases) and name in fields and value != fields[name].default
-        }
-    return {name: value for name, value in distill.items() if name not in ("losses", "supervise", "phases", "recipe")}
 
 
 def write_recipe(recipe: Recipe) -> str:
@@ -178,83 +150,6 @@ def _read_yaml(text: bytes, source: str) -> tuple[dict[str, Any], yaml.Node | No
     if not isinstance(raw, dict):
         raise RecipeUnreadable(source=source, reason="it must be a mapping of settings")
     return raw, root
-
-
-def canonical(dotted: str) -> Path_:
-    """Where a key of the short form stands in the long form: `distill.epochs` → distill.phases.0.epochs."""
-    parts: list[str | int] = [int(part) if part.isdecimal() else part for part in dotted.strip().split(".")]
-    if parts[0] in ("task", "teacher"):
-        parts[:1] = [f"{parts[0]}s", 0]
-    elif parts[0] == "distill" and len(parts) > 1 and parts[1] not in ("phases", "recipe"):
-        parts[1:1] = ["phases", 0]
-    return tuple(parts)
-
-
-def _override(raw: dict[str, Any], override: str) -> str | None:
-    """Apply one override in place; a sentence if it cannot be."""
-    if "=" not in override:
-        return f"-o {override}: write it as key=value, for example -o distill.epochs=3"
-    dotted, text = override.split("=", 1)
-    value = read_value(text)
-    path, distill = canonical(dotted), raw.get("distill")
-    phases = distill.get("phases") if isinstance(distill, dict) else None
-    # What names no phase holds in every one.
-    named = dotted.strip().startswith("distill.phases")
-    count = len(phases) if path[:2] == ("distill", "phases") and isinstance(phases, list) and not named else 1
-    for number in range(max(1, count)):
-        said = _set(raw, (*path[:2], number, *path[3:]) if count > 1 else path, value, override)
-        if said is not None:
-            return said
-    return None
-
-
-def _set(raw: dict[str, Any], path: Path_, value: Any, override: str) -> str | None:
-    *parents, last = path
-    here: Any = raw
-    for part in parents:
-        if isinstance(here, list) and isinstance(part, int) and part <= len(here):
-            if part == len(here):
-                here.append({})
-            here = here[part]
-        elif isinstance(here, dict):
-            if here.get(part) is None:
-                here[part] = _unwritten(part)
-            here = here[part]
-        else:
-            return f"-o {override}: there is nothing at '{part}'"
-    if isinstance(here, list) and isinstance(last, int) and last < len(here):
-        here[last] = value
-    elif isinstance(here, dict):
-        here[last] = value
-    else:
-        return f"-o {override}: there is nothing at '{last}'"
-    return None
-
-
-def _unwritten(part: str | int) -> Any:
-    """What a part that is not written has, so that one of its settings may be given."""
-    if part == "losses":
-        return [term.model_dump(mode="json") for term in Phase().losses]
-    return {"phases": [{}], "tasks": [], "teachers": [], "export": []}.get(str(part), {})
-
-
-def read_value(text: str) -> Any:
-    """One setting as a person writes it, outside a file; what is no YAML stays text, and so does what has quotes."""
-    try:
-        value, root = strict_yaml.read(text)
-    except ValueError:
-        return _number(text)
-    return value if isinstance(root, yaml.ScalarNode) and root.style else _number(value)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `5e-5` as text; a recipe means the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def _other_member(entry: Any, entries: Sequence[Any]) -> bool:

@@ -103,7 +103,7 @@ def test_it_runs_in_its_folder_with_its_environment_and_no_other(executor, spec,
 def test_the_same_attempt_is_never_started_twice(executor, spec, tmp_path):
     given = spec("import time; open('began', 'a').write('x'); time.sleep(60)")
     first = executor.submit(given)
-    until(lambda: (given.folder / "began").exists())
+    until(lambda: (given.folder / "began").exists() and (given.folder / "began").read_text())
     assert executor.submit(given) == first
     assert executor.poll(first).kind == "running"
     executor.reap(given.attempt_id, first)

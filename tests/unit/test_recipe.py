@@ -5,8 +5,9 @@ import yaml
 
 from nlp_distill.errors import RecipeInvalid, RecipeNotFound, RecipeUnreadable
 from nlp_distill.losses import LOSSES
+from nlp_distill.overrides import read_value
 from nlp_distill.recipe import Recipe
-from nlp_distill.recipe_file import load_recipe, parse_recipe, read_value, shipped_recipes, write_recipe
+from nlp_distill.recipe_file import load_recipe, parse_recipe, shipped_recipes, write_recipe
 
 GOOD = """
 task: classification

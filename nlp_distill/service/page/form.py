@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from nlp_distill.recipe_file import canonical, read_value
+from nlp_distill.overrides import canonical, read_value
 
 Kind = Literal["text", "number", "choice", "data"]
 TAGS = {"losses": "kind", "export": "format"}

@@ -72,7 +72,7 @@ def settle(train: Dataset, column: str | list[str], spec: Data, source: str) -> 
 def _first(feature: Any, values: list[Any], names: list[str]) -> int:
     """1 of stars from 1 to 5, 0 of most; where names were given, as many of them decide."""
     low, high = int(min(values)), int(max(values))
-    return low if not isinstance(feature, ClassLabel) and len(names) == high - low + 1 else 0
+    return low if low > 0 and not isinstance(feature, ClassLabel) and len(names) == high - low + 1 else 0
 
 
 def _refuse_missing(values: list[Any], source: str) -> None:
@@ -128,7 +128,7 @@ def _class_names(feature: Any, values: list[Any], spec: Data, source: str) -> li
     elif isinstance(different[0], str):
         names = spec.label_names or different
     else:
-        names = spec.label_names or [str(i) for i in range(int(different[0]), int(different[-1]) + 1)]
+        names = spec.label_names or [str(i) for i in range(max(0, int(different[0])), int(different[-1]) + 1)]
     if len(different) == 1:
         raise OneClassOnly(source=source, label=different[0])
     _refuse_many(len(names), source)
