@@ -49,8 +49,13 @@ bench: bench-environments  ## The table of goals: speed, memory, whole jobs, aga
 bench-ablations: setup  ## What each gain is worth: everything on, minus one
 	$(BIN)/python benchmarks/ablations.py
 
-bench-exports: setup  ## Latency and size of the exports of a run: RUN=runs/quickstart
-	$(BIN)/python benchmarks/exports.py $(or $(RUN),runs/quickstart)
+bench-exports: setup runs/trimmed/results.json  ## The table of goals of exports, of the trimmed quickstart or of RUN=folder
+	$(BIN)/python benchmarks/exports.py $(or $(RUN),runs/trimmed)
+
+EXPORTED := onnx, profile: fast}, {format: onnx, profile: small}, {format: onnx, profile: mobile}, {format: executorch, profile: mobile
+
+runs/trimmed/results.json:
+	HF_HUB_OFFLINE=1 $(BIN)/nlp-distill run quickstart --out $(@D) -o student.vocabulary=trim -o 'export=[{format: $(EXPORTED)}]'
 
 bench-serving: setup  ## Requests a second beside a naive server, and overload: RUN=runs/quickstart (wants wrk)
 	$(BIN)/python benchmarks/serving.py $(or $(RUN),runs/quickstart) --keep

@@ -2,7 +2,8 @@
 
     python benchmarks/bench.py [--rounds N] [--only SECTION …] [--keep FILE]
 
-Sections that are not measured again keep what an earlier run found. How: docs/performance.md.
+Sections that are not measured again keep what an earlier run found; so do the goals of exports, which
+`benchmarks/exports.py` measures. How: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -124,6 +125,11 @@ def main() -> None:
             result["goals"] = table(result["sections"])
             asked.keep.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(*lines(result["goals"]), sep="\n")
+    exports = Path(__file__).with_name("exports.result.json")
+    if exports.is_file():
+        found = json.loads(exports.read_text(encoding="utf-8"))
+        print(f"\nexports, as `make bench-exports` found them last (commit {found['commit']}):")
+        print(*lines(found["goals"]), sep="\n")
 
 
 if __name__ == "__main__":

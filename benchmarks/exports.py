@@ -1,9 +1,11 @@
-"""Latency and size of every form that a run delivered, against its teacher in PyTorch and `optimum-cli`'s int8.
+"""Latency, size and proof of every form that a run of a classifier delivered, against its teacher in PyTorch and
+`optimum-cli`'s int8.
 
     python benchmarks/exports.py RUN [--rounds N] [--threads N] [--lengths real 32 128]
 
 The variants are those that the run's results.json says passed; batch 1. `optimum-cli` exports and quantises the run's
-own student with its defaults. `real`: lengths of the SST-2 sample. Beside the times: bytes of all files needed to run.
+own student with its defaults. `real`: lengths of the SST-2 sample. Beside the times: bytes of all files needed to run
+and of the graph alone, what a form loses against fp32 on the reported rows, and how far logits move with batch mates.
 """
 
 from __future__ import annotations
@@ -17,14 +19,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from goals import export_table, lines
 from harness import CLOCKS, ROOT, Arm, clock_of, keep, machine, measured, speed_ratio, speeds
-from prepared import texts
+from prepared import held_out, texts
 
+from nlp_distill.exports.formats import form_of
 from nlp_distill.loading import load_config, load_tokenizer
 from nlp_distill.measuring import files_to_run
+from nlp_distill.prediction import load_pipeline
 from nlp_distill.task import load_task
 
 REAL_ROWS, CALLS = 40, 20
+MATES_ROWS, MATES_BATCH = 64, 8
 TARGETS = {"x86_64": "--avx512_vnni", "aarch64": "--arm64"}
 
 
@@ -74,7 +80,8 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", default=["real", "32", "128"])
     asked = parser.parse_args()
     results = json.loads((asked.run / "results.json").read_text(encoding="utf-8"))
-    names = [v["name"] for v in results["variants"] if v["status"] in ("passed", "repaired") and v["name"] != "control"]
+    variants = [v for v in results["variants"] if v["status"] in ("passed", "repaired") and v["name"] != "control"]
+    names = [variant["name"] for variant in variants]
     task, about, found = load_task(results["task"]), machine(), {}
     tokenizer = load_tokenizer(asked.run / "teacher", 128)
     real = [len(ids) for ids in tokenizer([row["text"] for row in texts(REAL_ROWS)])["input_ids"]]
@@ -87,10 +94,44 @@ def main() -> None:
             blocks = measured(chosen, asked.rounds, asked.threads, lambda line: print(line, flush=True))
             controls = {clock: speed_ratio(blocks, "teacher", "teacher again", clock) for clock in CLOCKS}
             found[length] = {"clock": clock_of(controls), "control": controls, **against(blocks, names)}
-        found["bytes"] = sizes(asked.run, names, int8)
+        size = sizes(asked.run, names, int8)
     for length in asked.lengths:
-        show(length, found[length], found["bytes"])
-    keep(__file__, {"threads": asked.threads, "rounds": asked.rounds, **found}, about)
+        show(length, found[length], size)
+    result = {"threads": asked.threads, "rounds": asked.rounds, "lengths": found, "bytes": size}
+    result |= {"file_mb": files(asked.run, variants), "lost": lost(variants), "moved": moved(asked.run, names)}
+    result["goals"] = export_table(result)
+    print(*lines(result["goals"]), sep="\n")
+    keep(__file__, result, about)
+
+
+def files(run: Path, variants: list[dict[str, Any]]) -> dict[str, float]:
+    """MB of each export's own file."""
+    made = {variant["name"]: run / variant["path"] for variant in variants if form_of(variant["name"])}
+    return {name: round(file.stat().st_size / 1e6, 2) for name, file in made.items()}
+
+
+def lost(variants: list[dict[str, Any]]) -> dict[str, float]:
+    """Points of the main metric that each export loses against the fp32 student, on the reported rows."""
+    scores = {variant["name"]: next(iter(variant["score"].values())) for variant in variants}
+    return {name: round(scores["student"] - score, 2) for name, score in scores.items() if form_of(name)}
+
+
+def moved(run: Path, names: list[str]) -> dict[str, float]:
+    """The most that a logit moves between a row alone and the same row in a batch, of the forms that promise not to."""
+    rows, found = [row["text"] for row in held_out()[:MATES_ROWS]], {}
+    for name in names:
+        form = form_of(name)
+        if form is None or form.exact or form.batch == 1:
+            continue
+        pipe = load_pipeline(run, name)
+        asked = {"top_k": None, "function_to_apply": "none"}
+        alone, together = (
+            [sorted((it["label"], it["score"]) for it in answer) for answer in pipe(rows, batch_size=size, **asked)]
+            for size in (1, MATES_BATCH)
+        )
+        pairs = zip(alone, together, strict=True)
+        found[name] = float(max(abs(a[1] - b[1]) for one, other in pairs for a, b in zip(one, other, strict=True)))
+    return found
 
 
 def against(blocks: Any, names: list[str]) -> dict[str, Any]:

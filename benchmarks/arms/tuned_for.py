@@ -19,7 +19,7 @@ LENGTH, WARM_UP = 128, 0.1
 
 
 def main(settings: dict[str, Any]) -> None:
-    """`data`, `teacher`, `student`, `out`, `minutes`, `learning_rate`."""
+    """`data`, `teacher`, `student`, `out`, `minutes`, `learning_rate`, `precision`."""
     texts = pd.read_parquet(Path(settings["data"]) / "train.parquet")["sentence"].tolist()
     tokenizer = AutoTokenizer.from_pretrained(settings["teacher"])
     ids = tokenizer(texts, truncation=True, max_length=LENGTH, padding=False)["input_ids"]
@@ -39,7 +39,7 @@ def main(settings: dict[str, Any]) -> None:
         batch = dict(tokenizer.pad({"input_ids": [ids[row] for row in queue.pop()]}, return_tensors="pt"))
         factor = share / WARM_UP if share < WARM_UP else (1 - share) / (1 - WARM_UP)
         optimizer.param_groups[0]["lr"] = settings["learning_rate"] * factor
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings["precision"] == "bf16"):
             with torch.inference_mode():
                 theirs = teacher(**batch, **asked)
             ours = student(**batch, **asked)

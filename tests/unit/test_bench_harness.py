@@ -71,6 +71,26 @@ def test_a_goal_is_judged_by_the_worse_end():
     assert len(goals.lines(rows)) == len(rows)
 
 
+def test_the_table_of_exports_says_what_was_met_missed_and_absent():
+    speed = {"student-onnx-int8": {"wall": {"value": 10.4, "ci95": [9.9, 10.8]}}}
+    section = {"clock": "wall", "faster_than": {"teacher": speed, "optimum-cli int8": speed}}
+    found = {
+        "lengths": {"128": section, "32": {**section, "clock": None}},
+        "file_mb": {"student-onnx-int8": 8.7},
+        "lost": {"student-onnx-int8": 0.34},
+        "moved": {"student-onnx-int8": 5e-7},
+    }
+    rows = goals.export_table(found)
+    said = {row["goal"]: row["met"] for row in rows}
+    assert said["latency at 128 tokens: teacher / fast"] is False
+    assert said["latency at 128 tokens: optimum-cli / fast"] is True
+    assert said["latency at 32 tokens: teacher / fast"] is None
+    assert said["MB of the file of fast"] is True and said["points that fast loses"] is False
+    assert said["MB of the file of small"] is None and said["points that small loses"] is None
+    assert said["logits of student-onnx-int8 that batch mates move"] is True
+    assert len(goals.lines(rows)) == len(rows)
+
+
 def test_arms_run_in_turn_in_processes_of_their_own(tmp_path, monkeypatch):
     """Each block is asked for only when the one before it is done; the warm-up is not counted."""
     script = tmp_path / "arm.py"
