@@ -21,6 +21,8 @@ from nlp_distill.task import Task
 
 Array = NDArray[Any]
 TINY = 1e-12
+FEW_ROWS = 16
+"""Selection rows below which neither a range of activations nor a lost point says much."""
 TOO_LARGE = "its weights take more than 2 GB, which nothing here quantizes"
 
 
@@ -37,6 +39,10 @@ class Gate:
         Raises `ParityFailed` for fp32 that is not PyTorch's.
         """
         report: dict[str, Any] = {"format": entry.name, "profile": form.profile, "variant": form.variant}
+        rows = len(self.work.rows.raw)
+        if not form.exact and rows < FEW_ROWS:
+            few = f"{form.variant} is calibrated and judged on {rows} row(s) alone"
+            self.work.notify("warning", stage="export", message=f"{few}: set data.selection to {FEW_ROWS} or more")
         tried: list[dict[str, Any]] = []
         for attempt in entry.attempts(self.work, form, settings):
             self.work.notify("note", message=f"writing {form.variant}" + (" once more" if tried else ""))
@@ -45,7 +51,7 @@ class Gate:
                 place_files(Path(scratch), self.work.model / entry.folder)
             if form.exact:
                 return {**report, "status": "passed", **found, "parity": self._parity(entry, form)}
-            found["gate"] = self._loss(entry, form)
+            found["gate"] = {**self._loss(entry, form), "allowed": settings.score_drop}
             tried.append(found)
             drop = found["gate"]["drop_on_selection"]
             if drop is not None and drop <= settings.score_drop:

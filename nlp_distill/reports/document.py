@@ -128,7 +128,8 @@ def _variants(results: dict[str, Any]) -> dict[str, Any]:
                 "recommended": variant["name"] == results["recommended"],
                 "cells": [show(variant, results) for _, show in COLUMNS] if made else [],
                 "reason": "" if made else refusal(variant),
-                "settings": _flat(variant["settings"]),
+                "settings": _flat({name: it for name, it in variant["settings"].items() if name != "attempts"}),
+                "attempts": [_attempt(tried) for tried in variant["settings"].get("attempts", [])],
             }
         )
     others = [name for name in results["variants"][0]["score"] if name != results["metric"]]
@@ -146,6 +147,19 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
         return [pair for name, child in value.items() for pair in _flat(child, f"{path}.{name}" if path else str(name))]
     return [(path, shown(value))]
+
+
+def _attempt(tried: dict[str, Any]) -> str:
+    """How a form was made once, and what that lost on the selection rows."""
+    gate = tried.get("gate", {})
+    made = [
+        f"{name.replace('_', ' ')} {value}" for name, value in _flat({**tried, "gate": {}}) if name != "quantization"
+    ]
+    lost = gate.get("drop_on_selection")
+    found = "cannot be judged" if lost is None else f"lost {lost:.2f} points".replace("-", "−")
+    if "flips" in gate:
+        found += f", {gate['flips']} of {gate['rows']} answers changed"
+    return "; ".join([str(tried.get("quantization", "as it is")), *made, found])
 
 
 def _table_note(results: dict[str, Any]) -> list[str]:

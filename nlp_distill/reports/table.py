@@ -122,12 +122,27 @@ def verdict(results: dict[str, Any]) -> list[str]:
             lines.append(f"Distillation has nothing to give here: the control is as good as the teacher; {gain}.")
         else:
             lines.append(f"Distillation made no sure difference: {gain}.")
+    lines += [line for variant in results["variants"] if (line := _lost_here(variant, by_name, metric))]
     for name, limit in results["budget"].items():
         if not limit["met"]:
             lines.append(f"Budget missed: {name} is {limit['got']}, asked {limit['asked']}.")
     if noise := busy(results):
         lines.append(noise)
     return lines
+
+
+def _lost_here(variant: dict[str, Any], by_name: dict[str, Any], metric: str) -> str | None:
+    """That a form lost more on the reported rows than it might on those that judged it."""
+    allowed = variant["settings"].get("gate", {}).get("allowed")
+    if allowed is None or not variant["score"] or "student" not in by_name:
+        return None
+    lost = by_name["student"]["score"][metric] - variant["score"][metric]
+    if lost <= allowed:
+        return None
+    return (
+        f"{variant['name']} lost {lost:.2f} points against the student on the reported rows; {allowed:g} were "
+        "allowed on the selection rows, which it passed."
+    )
 
 
 def _speed(teacher: dict[str, Any], best: dict[str, Any], results: dict[str, Any]) -> float:

@@ -127,10 +127,14 @@ def test_what_no_attempt_saves_is_refused_without_a_file(tmp_path, tiny_data, mo
     assert [file.name for file in (tmp_path / "onnx").iterdir()] == ["model.onnx"]
 
 
-def test_one_row_calibrates(tmp_path, tiny_data):
+def test_one_row_calibrates_and_is_said_to_prove_little(tmp_path, tiny_data, monkeypatch):
     gate = workshop(tmp_path, "classification", tiny_data, rows=1)
+    told = []
+    monkeypatch.setattr(gate, "work", replace(gate.work, notify=lambda kind, **fields: told.append((kind, fields))))
     report = make(gate, "onnx", ["fast"])["fast"]
     assert report["status"] == "passed" and report["calibration"]["rows"] == 1
+    warned = [fields["message"] for kind, fields in told if kind == "warning"]
+    assert warned == ["student-onnx-int8 is calibrated and judged on 1 row(s) alone: set data.selection to 16 or more"]
 
 
 def test_question_answering(tmp_path):
