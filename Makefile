@@ -49,12 +49,12 @@ bench: bench-environments  ## The table of goals: speed, memory, whole jobs, aga
 bench-ablations: setup  ## What each gain is worth: everything on, minus one
 	$(BIN)/python benchmarks/ablations.py
 
-bench-exports: setup runs/trimmed/results.json  ## The table of goals of exports, of the trimmed quickstart or of RUN=folder
+bench-exports: setup $(if $(RUN),,runs/trimmed/results.json)  ## The table of goals of exports, of the trimmed quickstart or of RUN=folder
 	$(BIN)/python benchmarks/exports.py $(or $(RUN),runs/trimmed)
 
 EXPORTED := onnx, profile: fast}, {format: onnx, profile: small}, {format: onnx, profile: mobile}, {format: executorch, profile: mobile
 
-runs/trimmed/results.json:
+runs/trimmed/results.json: | setup
 	HF_HUB_OFFLINE=1 $(BIN)/nlp-distill run quickstart --out $(@D) -o student.vocabulary=trim -o 'export=[{format: $(EXPORTED)}]'
 
 bench-serving: setup  ## Requests a second beside a naive server, and overload: RUN=runs/quickstart (wants wrk)

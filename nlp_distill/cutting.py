@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 INDEX_COLUMNS = ("idx", "id", "index")
 SELECTION = (0.05, 1000)
 EVALUATION = (0.2, 1000)
+KIN_AT_MOST = 3
+"""Times as many rows as were asked for that rows of one kin may bring along."""
 MINIMUM = 8
 """Rows of train below which nothing can be kept aside sensibly."""
 
@@ -63,7 +65,7 @@ def slices(datasets: DatasetDict, spec: Data, task: Task | None = None) -> Slice
         evaluation, split = datasets["test"], "test"
     else:
         count = _count(len(train), *EVALUATION)
-        held, kept = _by_hash(hashes, count, "evaluation")
+        hashes, held, kept = _cut(train, hashes, count, "evaluation", kin)
         evaluation, train = held_rows(train.select(held)), train.select(kept)
         split, hashes = f"{len(held)} rows cut from train", [hashes[i] for i in kept]
     count = spec.selection or _count(len(train), *SELECTION)
@@ -71,7 +73,7 @@ def slices(datasets: DatasetDict, spec: Data, task: Task | None = None) -> Slice
         raise TooFewRows(source=source, rows=len(datasets["train"]), minimum=MINIMUM)
     if spec.selection is not None and count >= len(train):
         raise SelectionTooLarge(selection=count, rows=len(train), source=source)
-    held, kept = _by_hash(hashes, count, "selection")
+    hashes, held, kept = _cut(train, hashes, count, "selection", kin)
     selection, train = held_rows(train.select(held)), train.select(kept)
     hashes = [hashes[i] for i in kept]
     if spec.limit is not None and spec.limit < len(train):
@@ -99,6 +101,17 @@ def _row_hashes(rows: Dataset, of: Sequence[str] = ()) -> list[str]:
         hashlib.sha256(json.dumps(values, ensure_ascii=False, default=str).encode()).hexdigest()
         for values in zip(*lists, strict=True)
     ]
+
+
+def _cut(
+    rows: Dataset, hashes: list[str], count: int, purpose: str, kin: Sequence[str]
+) -> tuple[list[str], list[int], list[int]]:
+    """Hashes to go on with, row numbers held and kept; so few things with so many rows each are not kept together."""
+    held, kept = _by_hash(hashes, count, purpose)
+    if kin and (not kept or len(held) > KIN_AT_MOST * count):
+        hashes = _row_hashes(rows)
+        held, kept = _by_hash(hashes, count, purpose)
+    return hashes, held, kept
 
 
 def _by_hash(hashes: list[str], count: int, purpose: str) -> tuple[list[int], list[int]]:

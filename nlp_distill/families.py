@@ -276,3 +276,9 @@ def family_of(config: PretrainedConfig, reference: str = "") -> Family:
         model_type=config.model_type,
         known=", ".join(known_model_types()),
     )
+
+
+def encoder_of(model: Any) -> Any:
+    """The encoder of a model that has a decoder; LoRA around it and a classifier's head have no door of their own."""
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return whole.base_model.get_encoder()

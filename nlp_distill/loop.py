@@ -28,6 +28,7 @@ from nlp_distill.attention import attention_by_heads
 from nlp_distill.batches import derived_seed, epoch_steps, micro_batches, rank_share, steps_per_epoch
 from nlp_distill.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
 from nlp_distill.errors import Interrupted, LossNotFinite, RunFailed
+from nlp_distill.families import encoder_of
 from nlp_distill.first_token import first_token_only
 from nlp_distill.noise import fast_dropout
 from nlp_distill.objective import Objective
@@ -116,7 +117,7 @@ class Step(nn.Module):
     def train(self, mode: bool = True) -> Step:
         """A frozen encoder stays in evaluation mode: without dropout it says what it said when it was trained."""
         super().train(mode)
-        encoder = self.student.get_encoder() if self.student.config.is_encoder_decoder else None
+        encoder = encoder_of(self.student) if self.student.config.is_encoder_decoder else None
         if encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters()):
             encoder.eval()
         return self

@@ -7,9 +7,12 @@ from typing import Any
 import yaml
 
 from nlp_distill import strict_yaml
+from nlp_distill.presets import PRESETS
 from nlp_distill.recipe import Phase
 
 Path_ = tuple[str | int, ...]
+GROWING = ("export", "tasks", "teachers")
+"""Lists to which an override may add an entry: one phase more would be another distillation."""
 
 
 def takes_place(raw: dict[str, Any], override: str) -> bool:
@@ -17,7 +20,7 @@ def takes_place(raw: dict[str, Any], override: str) -> bool:
     dotted, given, text = override.partition("=")
     dotted = dotted.strip()
     written = raw.get("distill") or {}
-    if dotted == "distill.recipe" and isinstance(written, dict):
+    if given and dotted == "distill.recipe" and isinstance(written, dict):
         # A named distillation takes the place of the terms that are written.
         raw["distill"] = {**_shared(written), "recipe": text}
     elif given and dotted in ("task", "teacher", "distill", "export"):
@@ -29,8 +32,10 @@ def takes_place(raw: dict[str, Any], override: str) -> bool:
 
 
 def _shared(distill: dict[str, Any]) -> dict[str, Any]:
-    """The settings beside the terms; of phases those that all have, where they are not the defaults."""
-    phases = distill.get("phases")
+    """The settings beside the terms; of phases those that all have, where they are neither the defaults nor came with
+    the named distillation that is replaced.
+    """
+    phases, named = distill.get("phases"), distill.get("recipe")
     if isinstance(phases, list) and phases and all(isinstance(phase, dict) for phase in phases):
         fields = Phase.model_fields
         distill = {
@@ -38,7 +43,12 @@ def _shared(distill: dict[str, Any]) -> dict[str, Any]:
             for name, value in phases[0].items()
             if all(phase.get(name) == value for phase in phases) and name in fields and value != fields[name].default
         }
-    return {name: value for name, value in distill.items() if name not in ("losses", "supervise", "phases", "recipe")}
+    own = {name: value for phase in PRESETS.get(str(named), []) for name, value in phase.items()}
+    return {
+        name: value
+        for name, value in distill.items()
+        if name not in ("losses", "supervise", "phases", "recipe") and (name not in own or value != own[name])
+    }
 
 
 def canonical(dotted: str) -> Path_:
@@ -73,7 +83,7 @@ def _set(raw: dict[str, Any], path: Path_, value: Any, override: str) -> str | N
     *parents, last = path
     here: Any = raw
     for part in parents:
-        if isinstance(here, list) and isinstance(part, int) and part <= len(here):
+        if isinstance(here, list) and isinstance(part, int) and part < len(here) + (path[0] in GROWING):
             if part == len(here):
                 here.append({})
             here = here[part]

@@ -122,9 +122,9 @@ def expand(raw: dict[str, Any]) -> dict[str, Any]:
 def parse_recipe(text: bytes, source: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from the bytes of a YAML file; `source` is how errors name it."""
     raw, root = _read_yaml(text, source)
-    overrides = [override for override in overrides if not takes_place(raw, override)]
+    single = [override for override in overrides if not takes_place(raw, override)]
     raw = expand(raw)
-    problems = [problem for override in overrides if (problem := apply(raw, override))]
+    problems = [problem for override in single if (problem := apply(raw, override))]
     recipe = None
     try:
         recipe = Recipe.model_validate(raw)

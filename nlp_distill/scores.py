@@ -65,11 +65,17 @@ def read_raw(text: str) -> Array:
     """What `raw_lines` wrote."""
     # Texts may hold what `splitlines` takes for the end of one.
     rows = [json.loads(line) for line in text.split("\n")[:-1]]
-    if rows and isinstance(rows[0], list):
+    if rows and all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows) and _numbers(rows):
         return np.array(rows, dtype=np.float32)
     raw = np.empty(len(rows), dtype=object)
-    raw[:] = rows
+    for number, row in enumerate(rows):
+        raw[number] = row
     return raw
+
+
+def _numbers(rows: list[list[Any]]) -> bool:
+    """Whether all cells are numbers; `raw_lines` writes what is not finite as such, too."""
+    return all(isinstance(cell, int | float) for row in rows for cell in row)
 
 
 def interval(task: Task, raw: Array, rows: Dataset, seed: int = 0) -> list[float]:

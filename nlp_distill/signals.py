@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_distill.errors import SignalMissing
-from nlp_distill.families import Place, Stack, family_of
+from nlp_distill.families import Place, Stack, encoder_of, family_of
 from nlp_distill.first_token import can_read_first, first_token_only
 from nlp_distill.task import Batch, Task
 
@@ -267,12 +267,12 @@ def may_share_encoder(student: PreTrainedModel, request: Request) -> bool:
     if not student.config.is_encoder_decoder:
         return False
     read = {stack for kind in (*LAYERED, "first") for stack, _ in getattr(request, kind)} | request.bias
-    return "encoder" not in read and not any(p.requires_grad for p in student.get_encoder().parameters())
+    return "encoder" not in read and not any(p.requires_grad for p in encoder_of(student).parameters())
 
 
 def same_encoder(student: PreTrainedModel, teacher: PreTrainedModel) -> bool:
     """Whether two models' encoders have the same weights."""
     if not teacher.config.is_encoder_decoder:
         return False
-    ours, theirs = (model.get_encoder().state_dict() for model in (student, teacher))
+    ours, theirs = (encoder_of(model).state_dict() for model in (student, teacher))
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n].cpu(), theirs[n].cpu()) for n in ours)

@@ -66,8 +66,18 @@ class StageKeys:
         before, records = self.records().get(stage), self.records()
         if before and before["key"] == entry["key"] and before["outputs"] != entry["outputs"]:
             # Other bits than those that later stages read: made on another machine, or with other versions.
-            records = self._without(records, self._after(stage))
+            records = self._without(records, after := self._after(stage))
+            self._forget_half_made(after)
         self.rundir.update_manifest(stages={**records, stage: entry}, begun={})
+
+    def _forget_half_made(self, stages: set[str]) -> None:
+        """What stages that were never complete went through: its keys name settings, not the bits that were read."""
+        for stage in stages:
+            self.drop_checkpoints(stage)
+        if "distill" in stages:
+            self.rundir.update_manifest(targets=None, teaching={})
+        if "export" in stages:
+            shutil.rmtree(self.rundir.path / "retrained", ignore_errors=True)
 
     def _after(self, stage: str) -> set[str]:
         """The stages that stand on one."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from nlp_distill.errors import LayerMapInvalid, StudentShapeInvalid, StudentTooDeep
-from nlp_distill.families import family_of
+from nlp_distill.families import encoder_of, family_of
 from nlp_distill.layers import stack_maps
 from nlp_distill.loading import new_model
 from nlp_distill.recipe import Shape, Student
@@ -98,8 +98,8 @@ def frozen(model: PreTrainedModel, parts: Sequence[str]) -> Iterator[None]:
     """Within the block the named parts do not train: `embeddings`, or the `encoder` of a seq2seq model."""
     modules = {"embeddings": [model.get_input_embeddings]}
     if model.config.is_encoder_decoder:
-        modules["encoder"] = [model.get_encoder]
-        modules["embeddings"].append(model.get_decoder().get_input_embeddings)
+        modules["encoder"] = [lambda: encoder_of(model)]
+        modules["embeddings"].append(model.base_model.get_decoder().get_input_embeddings)
     kept = [parameter for part in parts for module in modules[part] for parameter in module().parameters()]
     for parameter in kept:
         parameter.requires_grad_(False)

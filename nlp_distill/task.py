@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -274,7 +274,11 @@ class Task(ABC):
 
     @abstractmethod
     def example_inputs(self) -> list[Any]:
-        """A few pipeline inputs, for the card and for trying a model."""
+        """Some pipeline inputs, at least one; where the first is a mapping, its keys are the names of inputs."""
+
+    def shown_input(self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Any:
+        """What a card's code asks, of nobody's data; `names`: those of the inputs."""
+        return self.asked("A text of yours.", "Another text of yours." if "text_pair" in names else None)
 
     def notes(self) -> dict[str, str]:
         """How things were decided (columns guessed, who computes the metric); shown and put into the results."""

@@ -32,7 +32,10 @@ class LightClassifier:
 
     task = "text-classification"
 
-    def __init__(self, folder: Path, file: str, config: dict[str, Any], threads: int = 1) -> None:
+    def __init__(
+        self, folder: Path, file: str, config: dict[str, Any], options: dict[str, Any], threads: int = 1
+    ) -> None:
+        # No option of the task changes its answers.
         self.tokenizer = LightTokenizer(folder, config)
         self.graph = Graph(folder, file, threads)
         names = config.get("id2label") or {str(n): f"LABEL_{n}" for n in range(config.get("num_labels", 2))}

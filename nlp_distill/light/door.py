@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +18,40 @@ if TYPE_CHECKING:
     from nlp_distill.light.classification import LightClassifier
     from nlp_distill.light.question_answering import LightAnswerer
 
+
+@dataclass(frozen=True)
+class Head:
+    """A head that can be answered for: the task of its models, what answers, and settings its tokenizer must have."""
+
+    task: str
+    module: str
+    kind: str
+    needs: tuple[str, ...] = ()
+
+
 HEADS = {
-    "ForSequenceClassification": "classification",
-    "ForQuestionAnswering": "question_answering",
+    "ForSequenceClassification": Head("classification", "nlp_distill.light.classification", "LightClassifier"),
+    "ForQuestionAnswering": Head(
+        "question_answering", "nlp_distill.light.question_answering", "LightAnswerer", ("cls_token",)
+    ),
 }
 DECIDES = ("return_all_scores", "function_to_apply", "task_specific_params")
 """Settings of a config by which pipelines answer otherwise."""
 
 
 def light_task(folder: Path, variant: str) -> str | None:
-    """`classification` or `question_answering` where a folder's variant can be served without torch; else None.
+    """The task (`classification`, `question_answering`) of a folder's variant that needs no torch; else None.
 
     Whatever is not plainly one of the two, as this project or transformers saves it, is left to the pipelines.
     """
+    head = _head(folder, variant)
+    return head.task if head else None
+
+
+def _head(folder: Path, variant: str) -> Head | None:
     config = read_settings(folder, "config.json")
     named = architectures(folder)
-    head = next((task for ending, task in HEADS.items() if named and named[0].endswith(ending)), None)
+    head = next((head for ending, head in HEADS.items() if named and named[0].endswith(ending)), None)
     plain = (
         head is not None
         and _file(folder, variant)
@@ -39,9 +59,9 @@ def light_task(folder: Path, variant: str) -> str | None:
         and isinstance(config.get("max_position_embeddings"), int)
         and (config.get("model_type") not in OFFSET_POSITIONS or isinstance(config.get("pad_token_id"), int))
         and not any(config.get(name) for name in DECIDES)
-        and made_for(folder)[0] in (None, head)
+        and made_for(folder)[0] in (None, head.task)
         and says_all(folder)
-        and (head != "question_answering" or bool(tokenizer_settings(folder, "tokenizer_config.json").get("cls_token")))
+        and all(tokenizer_settings(folder, "tokenizer_config.json").get(name) for name in head.needs)
     )
     return head if plain else None
 
@@ -64,22 +84,15 @@ def _file(folder: Path, variant: str) -> str | None:
 
 def load_light(folder: Path, variant: str, threads: int = 1) -> LightClassifier | LightAnswerer:
     """An ONNX variant of a model folder. Raises `ModelNotFound`, `ModelUnsafe`, `NotLight`."""
-    task, file, form = light_task(folder, variant), _file(folder, variant), form_of(variant)
-    if task is None or file is None or form is None:
+    head, file, form = _head(folder, variant), _file(folder, variant), form_of(variant)
+    if head is None or file is None or form is None:
         raise NotLight(variant=variant, folder=folder)
     check_folder(folder)
     for entry in (folder / "onnx").iterdir():
         inside(folder, f"onnx/{entry.name}")
     config = read_settings(folder, "config.json")
-    model: LightClassifier | LightAnswerer
-    if task == "classification":
-        from nlp_distill.light.classification import LightClassifier
-
-        model = LightClassifier(folder, file, config, threads)
-    else:
-        from nlp_distill.light.question_answering import LightAnswerer
-
-        model = LightAnswerer(folder, file, config, made_for(folder)[1], threads)
+    kind = getattr(import_module(head.module), head.kind)
+    model: LightClassifier | LightAnswerer = kind(folder, file, config, made_for(folder)[1], threads)
     if form.batch > 1:
         model.graph.try_batches(model.tokenizer.vocabulary, model.tokenizer.model_max_length)
     return model

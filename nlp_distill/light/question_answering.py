@@ -83,9 +83,7 @@ class LightAnswerer:
             for name in ("question", "context"):
                 if not entry[name]:
                     raise ValueError(f"the {name} is empty")
-        # Before they are made: a word of one letter and its blank are a token, and each window goes `step` further.
-        step = length - stride - ROOM
-        if sum(len(entry["context"]) for entry in entries) // (2 * step) > MOST_WINDOWS:
+        if sum(self._most_windows(entry, length, stride) for entry in entries) > MOST_WINDOWS:
             raise ValueError(f"the contexts may make more than {MOST_WINDOWS} windows; ask for less at once")
         windows = [self._windows(entry, length, stride) for entry in entries]
         return Asked(
@@ -101,6 +99,14 @@ class LightAnswerer:
             ),
             align_to_words=align_to_words,
         )
+
+    def _most_windows(self, entry: dict[str, str], length: int, stride: int) -> int:
+        """How many there may be, before they are made: a word of one letter and its blank are a token."""
+        tokens, room = -(-len(entry["context"]) // 2), length - stride - ROOM
+        if tokens <= room:
+            return 1
+        # Each window goes on by what the question leaves.
+        return 1 + tokens // max(1, room - self.tokenizer.count(entry["question"]))
 
     def _windows(self, entry: dict[str, str], length: int, stride: int) -> list[Encoding]:
         # Few characters become more than four tokens, so short questions need no second look.

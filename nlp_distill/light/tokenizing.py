@@ -62,6 +62,13 @@ class LightTokenizer:
                 raise ValueError(str(error)) from error
         return [whole, *whole.overflowing]
 
+    def count(self, text: str) -> int:
+        """Tokens of a text alone, without special ones."""
+        with self._lock:
+            self._tokenizer.no_truncation()
+            self._truncation = None
+            return len(self._tokenizer.encode(text, add_special_tokens=False))
+
     def check_room(self, question: str, context: str, max_length: int, stride: int) -> None:
         """Refuse a question that leaves no room for windows of a context that needs several. Raises `ValueError`.
 

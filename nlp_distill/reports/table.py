@@ -12,6 +12,7 @@ from rich.table import Table
 
 from nlp_distill.task import load_task
 
+BESIDE = "'Another text of yours.'"
 BUSY = 2.0
 """Where p90 is so many times p50, something else was running."""
 
@@ -153,6 +154,8 @@ def next_lines(run: Path, results: dict[str, Any]) -> list[str]:
     """What a person would type next."""
     folder = shlex.quote(str(run))
     command, call = load_task(results["task"]).usage
+    if "text_pair" in results["inputs"]:
+        command, call = f"{command} --text-pair {BESIDE}", f"{{'text': {call}, 'text_pair': {BESIDE}}}"
     return [
         *([f"  {run / 'report.html'}"] if (run / "report.html").is_file() else []),
         f"  nlp-distill predict {folder} {command}",

@@ -10,12 +10,6 @@ from nlp_distill.hub import PLACE
 if TYPE_CHECKING:
     from nlp_distill.task import Task
 
-WORDS = {
-    "text": "A text of yours.",
-    "text_pair": "Another text of yours.",
-    "question": "Who wrote it?",
-    "context": "Jane wrote it.",
-}
 DTYPES = {"_quantized": "q8", "_uint8": "uint8", "_int8": "int8", "_q4": "q4", "": "fp32"}
 """How a file's name ends → what transformers.js calls it (its DEFAULT_DTYPE_SUFFIX_MAPPING)."""
 FOR_BROWSERS = "student-onnx-mobile"
@@ -36,7 +30,7 @@ OPENVINO = Engine("optimum.intel", "optimum.intel.pipelines", "OVModel", "openvi
 
 def uses(results: dict[str, Any], task: Task, tokenizer: Any) -> list[dict[str, str]]:
     """Title, language and code, a runtime each: transformers, Optimum with ONNX Runtime, transformers.js."""
-    asked = _asked(results, task, tokenizer)
+    asked = task.shown_input(results.get("inputs") or ["text"], tokenizer)
     settings = _settings(task.pipeline_settings(tokenizer))
     found = [{"title": "With transformers", "language": "python", "code": _transformers(task, asked, settings)}]
     if (variant := _delivered(results, "onnx")) is not None:
@@ -67,14 +61,6 @@ def _in_browsers(variant: dict[str, Any]) -> bool:
     file = variant["settings"].get("file_name") or variant["settings"]["decoder_file_name"]
     tables_of_4_bits = ("_q4.onnx",) if "decoder_file_name" in variant["settings"] else ("_q4.onnx", "_quantized.onnx")
     return not file.endswith(tables_of_4_bits)
-
-
-def _asked(results: dict[str, Any], task: Task, tokenizer: Any) -> Any:
-    """What the pipeline is given in the examples."""
-    if task.pipeline_task == "fill-mask":
-        return f"A {tokenizer.mask_token} of yours."
-    first, *rest = (WORDS[name] for name in results.get("inputs") or ["text"])
-    return task.asked(first, rest[0] if rest else None)
 
 
 def _settings(settings: dict[str, Any]) -> str:

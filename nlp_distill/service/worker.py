@@ -226,7 +226,7 @@ class Worker:
                 reached = furthest(self.home.run(row.id))
                 if self.queue.give_up(row.id, row.epoch, row.beat, "Its worker is gone.", reached):
                     # On another machine it may still run; what is over for good is claimed by nobody, who would end it.
-                    with contextlib.suppress(TimeoutError):
+                    with contextlib.suppress(OSError, NlpDistillError):
                         self.executor.reap(row.attempt_id, None)
 
     def _tidy(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -170,26 +171,38 @@ class Generated(BaseModel):
 
 
 MASK = "[MASK]"
+MOST_LABELS = 6
+"""Labels that are shown to whoever tries a model."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a task takes and gives. `unset`: whether a parameter that is null says something else than none."""
+    """What a task takes and gives. `unset`: whether a parameter that is null says something else than none; `joined`:
+    inputs of a text and what stands beside it, which may be empty; `tried`: parameters of whoever tries a model.
+    """
 
     body: type[Body]
     response: Any
     example: Any
     unset: bool = False
+    joined: Callable[[str, str], Any] = lambda text, beside: text
+    tried: Mapping[str, Any] = field(default_factory=dict)
 
 
 KINDS = {
     "classification": Kind(
-        ClassificationBody, list[Label] | Label | list[list[Label]], "A film that one sees twice.", unset=True
+        ClassificationBody,
+        list[Label] | Label | list[list[Label]],
+        "A film that one sees twice.",
+        unset=True,
+        joined=lambda text, beside: {"text": text, "text_pair": beside} if beside else text,
+        tried={"top_k": MOST_LABELS},
     ),
     "question_answering": Kind(
         AnsweringBody,
         Span | list[Span] | list[Span | list[Span]],
         {"question": "Who wrote it?", "context": "Jane wrote it in 1811."},
+        joined=lambda text, beside: {"question": beside, "context": text},
     ),
     "seq2seq": Kind(GenerationBody, list[Generated] | list[list[Generated]], "A text to rewrite."),
     "masked_lm": Kind(MaskBody, list[Any], f"The capital of France is {MASK}."),
@@ -205,7 +218,7 @@ def kind_of(task: str) -> Kind:
 def example_of(task: str, folder: Path) -> Any:
     """Inputs to try on a model, with the mask that its tokenizer has."""
     example, file = kind_of(task).example, folder / "special_tokens_map.json"
-    if task == "masked_lm" and file.is_file():
+    if MASK in example and file.is_file():
         mask = json.loads(file.read_text(encoding="utf-8")).get("mask_token", MASK)
         return example.replace(MASK, mask["content"] if isinstance(mask, dict) else mask)
     return example

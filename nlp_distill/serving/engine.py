@@ -87,12 +87,13 @@ class PipelineEngine:
         return number, kind, told, time.perf_counter() - begin
 
     def _ask(self, inputs: Any, parameters: dict[str, Any]) -> Any:
-        if self.pipe.task != "question-answering":
+        rows = inputs if isinstance(inputs, list) else [inputs]
+        # Questions and their contexts are given in columns.
+        if not all(isinstance(row, dict) and "context" in row for row in rows):
             return self.pipe(inputs, **parameters)
         longest = self.pipe.tokenizer.model_max_length
         if parameters.get("max_seq_len", 0) > longest:
             raise ValueError(f"max_seq_len is above the model's {longest}")
-        rows = inputs if isinstance(inputs, list) else [inputs]
         columns = {name: [row[name] for row in rows] for name in ("question", "context")}
         return self.pipe(**columns, **parameters)
 

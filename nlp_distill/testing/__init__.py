@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from nlp_distill.families import COMPOSED
 from nlp_distill.loading import load_config, new_model, save_model
 
 WORDS = (
@@ -54,6 +55,8 @@ _T5: dict[str, Any] = {
     "decoder_start_token_id": 0,
 }
 
+WITH_TYPES = ("bert",)
+"""Models whose tiny tokenizer gives token types."""
 SHAPES: dict[str, dict[str, Any]] = {
     "bert": _ENCODER,
     "electra": {**_ENCODER, "embedding_size": 16},
@@ -96,7 +99,7 @@ def tiny_tokenizer(model_type: str = "bert") -> Any:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
-    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if model_type == "bert" else [])
+    names = ["input_ids", "attention_mask"] + (["token_type_ids"] if model_type in WITH_TYPES else [])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
@@ -113,7 +116,7 @@ def tiny_config(model_type: str = "bert", **settings: Any) -> Any:
     """A config of a few layers, without dropout unless asked; `encoder-decoder` is made of two `bert`."""
     from transformers import CONFIG_MAPPING
 
-    if model_type == "encoder-decoder":
+    if model_type in COMPOSED:
         parts = {
             "encoder": tiny_config("bert").to_dict(),
             "decoder": tiny_config("bert", is_decoder=True, add_cross_attention=True).to_dict(),

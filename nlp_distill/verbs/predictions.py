@@ -92,10 +92,10 @@ def _print(said: Iterable[dict[str, Any]]) -> None:
 def _write(out: Path, said: Iterable[dict[str, Any]]) -> None:
     from nlp_distill.rundir import new_file
 
-    out = out.resolve()
-    # A device or a pipe is written into; what takes the place of a file would take its place, too.
+    # A device or a pipe is written into; what takes the place of a file would take its place, too. The way to a pipe
+    # (/dev/stdout) ends in a name that is none of a file.
     special = out.exists() and not out.is_file() and not out.is_dir()
-    with out.open("w", encoding="utf-8") if special else new_file(out) as stream:
+    with out.open("w", encoding="utf-8") if special else new_file(out.resolve()) as stream:
         for line in _lines(said):
             stream.write(line)
 

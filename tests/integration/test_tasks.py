@@ -376,7 +376,7 @@ def test_a_task_from_another_package_needs_no_change_here(tiny_recipe, tmp_path)
         },
     )
     program = (
-        "import nlp_distill, sys; run = nlp_distill.run(sys.argv[1], out=sys.argv[2], until='evaluate');"
+        "import nlp_distill, sys; run = nlp_distill.run(sys.argv[1], out=sys.argv[2], until='report');"
         "print(run.pipeline()('good film')[0]['entity'])"
     )
     environment = {**os.environ, "PYTHONPATH": str(installed)}
@@ -390,3 +390,5 @@ def test_a_task_from_another_package_needs_no_change_here(tiny_recipe, tmp_path)
     scores = evaluated(nlp_distill.Run(tmp_path / "run"), NAMES)
     assert scores["student"]["accuracy"] > 90
     assert done.stdout.strip().endswith(("G", "B"))
+    assert "student-onnx-int8" in (tmp_path / "run" / "report.html").read_text()
+    assert 'pipeline("token-classification"' in (tmp_path / "run" / "model" / "README.md").read_text()

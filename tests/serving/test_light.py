@@ -189,6 +189,16 @@ def test_what_makes_the_tokenizer_panic_is_refused(answerers, monkeypatch):
         light.tokenizer.encode("a", "b", 64, "only_second", 8)
 
 
+def test_windows_that_go_on_by_a_token_each_are_refused_before_they_are_made(answerers):
+    """A long question leaves so little of each window that a context makes thousands; short ones make few."""
+    light = load_light(answerers["v1"], FP32)
+    length = light.settings["max_seq_len"]
+    long = " ".join(["film"] * (length - light.settings["doc_stride"] - 9))
+    assert len(light.ask({"question": "who", "context": "good " * 4000}).rows) < 400
+    with pytest.raises(ValueError, match="more than 4096 windows"):
+        light.ask({"question": long, "context": "a " * 20_000})
+
+
 def test_what_an_engine_cannot_write_fails_alone():
     """Numbers of numpy are numbers; a thread that broke would leave all who come after without an answer."""
 

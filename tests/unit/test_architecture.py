@@ -129,6 +129,19 @@ FORBIDDEN = (
 )
 
 
+def test_the_core_asks_for_no_task_and_no_architecture_by_name():
+    """What differs between them is in adapters and tables; see `families.py`, `light/door.py`."""
+    from nlp_distill.families import known_model_types
+    from nlp_distill.task import load_task, task_names
+
+    names = {*task_names(), *known_model_types(), *(load_task(name).pipeline_task for name in task_names())}
+    for path in modules(CORE):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare):
+                asked = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
+                assert not asked & names, f"{path}:{node.lineno}"
+
+
 def test_nothing_that_runs_data_is_written_anywhere():
     for path in [*modules(CORE), *modules(ROOT / "tasks"), *modules(ROOT / "benchmarks")]:
         for line in path.read_text(encoding="utf-8").split("\n"):

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -206,3 +208,10 @@ def test_a_device_is_written_into_and_stays_one(folders, tmp_path, call):
     call("predict", folders["classification"], "good", "--out", pipe)
     reader.join()
     assert pipe.is_fifo() and json.loads(said[0])["inputs"] == "good"
+
+
+def test_the_standard_output_may_be_named(folders):
+    command = f"{sys.executable} -m nlp_distill.cli predict {folders['classification']} good --out /dev/stdout | cat"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["inputs"] == "good"

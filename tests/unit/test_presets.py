@@ -51,3 +51,22 @@ def test_a_term_may_be_about_the_last_layer_only():
     objective = Objective([HiddenTerm(layers="last")], task, config, config, {"encoder": [0, 1, 3]})
     assert objective.teacher_request.hidden == frozenset({("encoder", 3)})
     assert objective.student_request.hidden == frozenset({("encoder", 2)})
+
+
+def test_another_name_leaves_nothing_of_the_one_before():
+    """A run's recipe is written whole: that targets are the teacher's came with `seqkd`, not from the user."""
+    resolved = write_recipe(parsed("{recipe: seqkd, epochs: 2, learning_rate: 4e-4}"))
+    recipe = parse_recipe(resolved.encode(), "run", ["distill.recipe=distilbart"])
+    (phase,) = recipe.distill.phases
+    assert (phase.targets, phase.epochs, phase.learning_rate) == ("data", 2, 4e-4)
+
+
+def test_an_override_adds_no_phase():
+    with pytest.raises(RecipeInvalid, match="there is nothing at '1'"):
+        parsed("{losses: [{kind: labels}]}", "distill.phases.1.epochs=3")
+
+
+@pytest.mark.parametrize("override", ["distill.recipe", "teacher={modle: b}", "export=[{format: onx}]"])
+def test_an_override_of_a_whole_part_is_named_where_it_is_wrong(override):
+    with pytest.raises(RecipeInvalid, match=r"-o[ :]"):
+        parsed("{losses: [{kind: labels}]}", override)

@@ -260,3 +260,14 @@ def test_no_paragraph_is_learnt_from_where_it_is_scored():
     cut = slices(DatasetDict(train=made), Data(dataset="rows"), task)
     parts = [set(part["context"][:]) for part in (cut.train, cut.selection, cut.evaluation)]
     assert len(set.union(*parts)) == sum(map(len, parts)) == 40
+
+
+@pytest.mark.parametrize("contexts", [1, 2, 5])
+def test_many_questions_about_few_contexts_are_cut_by_the_question(contexts):
+    rows = [
+        {"question": f"q{n}", "context": f"{CONTEXT} {n % contexts}", "answers": spans(("film", 5))} for n in range(200)
+    ]
+    made, task = checked(Dataset.from_list(rows), USED, "s", Repairs()), load_task("question_answering")
+    for there in (DatasetDict(train=made), DatasetDict(train=made, validation=made)):
+        cut = slices(there, Data(dataset="rows"), task)
+        assert 90 < len(cut.train) and 5 <= len(cut.selection) <= 30 and len(cut.evaluation) >= 30

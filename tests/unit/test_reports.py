@@ -16,7 +16,7 @@ from nlp_distill.reports.curves import trainings
 from nlp_distill.reports.insights import MOST_LABELS, mixed
 from nlp_distill.reports.pages import plain_markdown, report
 from nlp_distill.reports.plots import Axis, Line, Mark, curves, front, trade_off
-from nlp_distill.reports.table import BUSY, busy, verdict
+from nlp_distill.reports.table import BUSY, busy, next_lines, verdict
 from nlp_distill.scores import raw_lines, read_raw
 from nlp_distill.task import Confusion, load_task
 
@@ -290,3 +290,12 @@ def test_a_form_that_lost_more_on_the_reported_rows_than_it_might_is_named(finis
     assert said in verdict(results)
     int8["settings"]["gate"]["allowed"] = 0.3
     assert not any("student-onnx-int8 lost" in line for line in verdict(results))
+
+
+def test_the_lines_to_type_next_give_a_model_of_pairs_both_texts(finished):
+    results = json.loads((finished / "results.json").read_text())
+    alone = next_lines(finished, {**results, "inputs": ["text"]})
+    both = next_lines(finished, {**results, "inputs": ["text", "text_pair"]})
+    assert not any("text_pair" in line or "--text-pair" in line for line in alone)
+    assert any("'A text of yours.' --text-pair 'Another text of yours.'" in line for line in both)
+    assert any("({'text': 'A text of yours.', 'text_pair': 'Another text of yours.'})" in line for line in both)

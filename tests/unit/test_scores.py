@@ -111,3 +111,11 @@ def test_texts_are_read_back_whatever_they_hold():
     texts = np.array(["wait\x85 what", "a\u2028b\u2029c", "\x0b\x0c\x1c", "two\nlines", ""], dtype=object)
     assert read_raw(raw_lines(texts)).tolist() == texts.tolist()
     assert read_raw("").tolist() == []
+
+
+@pytest.mark.parametrize("rows", [[["G", "B"], ["B", "B"]], [["G"], ["B", "B"]], [[1.5], []], [{"a": 1}, {"a": 2}]])
+def test_rows_of_a_task_of_ones_own_are_read_back(rows):
+    raw = np.empty(len(rows), dtype=object)
+    for number, row in enumerate(rows):
+        raw[number] = row
+    assert read_raw(raw_lines(raw)).tolist() == rows

@@ -35,3 +35,17 @@ def test_the_same_bits_leave_what_read_them(keys):
     (keys.rundir.path / "export").write_text("made")
     keys.record("export", ["export"], 1.0)
     assert all(keys.complete(stage) for stage in UPSTREAM)
+
+
+def test_other_bits_forget_what_was_half_made_of_the_old_ones(keys):
+    """A distillation that was stopped resumes from no checkpoint of a student of another teacher."""
+    run = keys.rundir
+    run.update_manifest(stages={n: it for n, it in keys.records().items() if n in ("data", "teacher")})
+    run.update_manifest(targets=keys.keys["teacher"], teaching={"distill": {"key": "k", "cache": "fp32"}})
+    for half in ("distill/phase-0", "control"):
+        (run.checkpoints / half).mkdir(parents=True)
+    (run.path / "retrained" / "int8").mkdir(parents=True)
+    (run.path / "teacher").write_text("made elsewhere")
+    keys.record("teacher", ["teacher"], 1.0)
+    assert not any(run.checkpoints.iterdir()) and not (run.path / "retrained").exists()
+    assert run.manifest()["targets"] is None and run.manifest()["teaching"] == {}

@@ -5,9 +5,14 @@ import torch
 from torch import nn
 
 from nlp_distill.errors import LayerMapInvalid, StudentShapeInvalid, StudentTooDeep
-from nlp_distill.families import family_of
+from nlp_distill.families import encoder_of, family_of
+from nlp_distill.loop import Step
+from nlp_distill.objective import Objective
 from nlp_distill.recipe import Shape, Student
+from nlp_distill.signals import Request, may_share_encoder, same_encoder
 from nlp_distill.student import cut_student, frozen, shaped_config, shaped_student
+from nlp_distill.task import load_task
+from nlp_distill.terms import LabelsTerm
 from nlp_distill.testing import ENCODERS, SEQ2SEQ, tiny_config, tiny_model
 
 AUTO, SEQ = "AutoModelForSequenceClassification", "AutoModelForSeq2SeqLM"
@@ -141,4 +146,16 @@ def test_frozen_embeddings_are_those_of_both_stacks(model_type):
     tables = [model.get_encoder().get_input_embeddings(), model.get_decoder().get_input_embeddings()]
     with frozen(model, ["embeddings"]):
         assert not any(table.weight.requires_grad for table in tables)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("model_type", ["bart", "t5"])
+def test_a_classifier_with_a_decoder_trains_and_its_encoder_can_be_frozen(model_type):
+    """Its class has no `get_encoder` of its own."""
+    model = tiny_model(model_type, "AutoModelForSequenceClassification")
+    config = model.config
+    with frozen(model, ["encoder", "embeddings"]):
+        step = Step(model, Objective([LabelsTerm()], load_task("classification"), config, None, {}), None).train()
+        assert not encoder_of(step.student).training and step.student.training
+        assert may_share_encoder(model, Request(logits=True)) and same_encoder(model, model)
     assert all(parameter.requires_grad for parameter in model.parameters())

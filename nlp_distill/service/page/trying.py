@@ -10,12 +10,11 @@ from nlp_distill.service.api import jobs, predictions
 from nlp_distill.service.api.models import Job, Prediction, PredictionRequest
 from nlp_distill.service.api.service import JobId, Predictor, Reader, Served, Service
 from nlp_distill.service.page.rendering import form_of, go, one, page_router, render
-from nlp_distill.serving.bodies import example_of
+from nlp_distill.serving.bodies import MOST_LABELS, example_of, kind_of
 from nlp_distill.web.problems import Problem
 
 router = page_router()
 Sent = Annotated[dict[str, list[str]], Depends(form_of)]
-MOST_LABELS = 6
 
 
 @router.get("/try")
@@ -53,8 +52,8 @@ async def answered(request: Request, job_id: JobId, service: Served, who: Predic
     answers: list[Prediction] = []
     wrong = ""
     try:
-        task = job.recipe["tasks"][0]
-        question = PredictionRequest(inputs=_inputs(task, text, beside), parameters=_parameters(task))
+        kind = kind_of(job.recipe["tasks"][0])
+        question = PredictionRequest(inputs=kind.joined(text, beside), parameters=dict(kind.tried))
         answers = (await predictions.predict(job_id, question, service, who)).data
     except Problem as problem:
         wrong = str(problem.detail)
@@ -63,16 +62,6 @@ async def answered(request: Request, job_id: JobId, service: Served, who: Predic
         return render(request, "answers.html", answers=shown, wrong=wrong)
     others = jobs.listed(service, who, ["succeeded"], None, None, 25).data if who.may("read") else []
     return _page(request, job, others, text, beside, answers=shown, wrong=wrong)
-
-
-def _inputs(task: str, text: str, beside: str) -> Any:
-    if task == "question_answering":
-        return {"question": beside, "context": text}
-    return {"text": text, "text_pair": beside} if beside and task == "classification" else text
-
-
-def _parameters(task: str) -> dict[str, Any]:
-    return {"top_k": MOST_LABELS} if task == "classification" else {}
 
 
 def _told(outputs: Any) -> tuple[list[dict[str, Any]], str]:

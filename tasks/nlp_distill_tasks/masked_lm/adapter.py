@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -217,6 +217,10 @@ class MaskedLM(Task):
     def example_inputs(self) -> list[Any]:
         """The first texts of train."""
         return self._examples
+
+    def shown_input(self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> str:
+        """A text with the tokenizer's mask."""
+        return f"A {tokenizer.mask_token} of yours."
 
     def notes(self) -> dict[str, str]:
         """The column, and what is scored."""

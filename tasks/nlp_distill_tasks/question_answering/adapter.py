@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -268,6 +268,10 @@ class QuestionAnswering(Task):
     def example_inputs(self) -> list[Any]:
         """The first rows of train."""
         return self._asked
+
+    def shown_input(self, names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+        """A question and its context."""
+        return self.asked("Who wrote it?", "Jane wrote it.")
 
     def notes(self) -> dict[str, str]:
         """Columns, questions without an answer, answers that were repaired or lie in no window."""
