@@ -5,7 +5,7 @@
 DATA: a folder with SST-2's train.parquet and validation.parquet (67,349 and 872 rows; not shipped). The teacher, unless
 one is given (SST-2's labels, `negative` first), is fine-tuned first, once, and not counted. Ours counts everything from
 the start of its process: imports, the cache of the teacher's signals, every epoch's scoring. A trial, not counted, says
-how many whole epochs fit; the result says how long they took. Both decay their learning rate to nothing over their time.
+how many whole epochs fit; the result says how long they took. Both decay their learning rate to nothing over it.
 The tuned loop counts its steps alone. About two hours.
 """
 

@@ -125,8 +125,9 @@ class Part:
 
     def encode(self, rows: Tensor) -> NDArray[Any]:
         """Records of rows [N, width]."""
-        rows = rows.float().cpu()
-        records = np.empty(len(rows), self.record)
+        rows, records = rows.float(), np.empty(len(rows), self.record)
+        if not self.form.startswith("top"):
+            rows = rows.cpu()
         if self.form == "float32":
             records["values"] = rows.numpy()
         elif self.form == "bfloat16":
@@ -138,10 +139,10 @@ class Part:
             top = rows.topk(TOP, dim=-1)
             largest, others = top.values[:, :1], rows.scatter(-1, top.indices, -torch.inf)
             # Half precision ends at 65504; what lies so far below the largest has no probability.
-            records["values"] = (top.values - largest).clamp(min=-6e4).numpy()
-            records["indices"] = top.indices.numpy()
+            records["values"] = (top.values - largest).clamp(min=-6e4).cpu().numpy()
+            records["indices"] = top.indices.cpu().numpy()
             for number, temperature in enumerate(self.temperatures):
-                records["tails"][:, number] = ((others - largest) / temperature).logsumexp(-1).numpy()
+                records["tails"][:, number] = ((others - largest) / temperature).logsumexp(-1).cpu().numpy()
         return records
 
     def decode(self, records: NDArray[Any], mask: Tensor) -> Tensor | TopLogits:

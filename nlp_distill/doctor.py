@@ -16,7 +16,7 @@ from nlp_distill.families import BASES, family_of, known_model_types
 from nlp_distill.hub_data import hub_reachable
 from nlp_distill.recipe import Export
 from nlp_distill.recipe_file import load_recipe
-from nlp_distill.task import load_task, task_names
+from nlp_distill.task import Task, load_task, task_names
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -101,10 +101,11 @@ def check_model(reference: str, task_name: str) -> list[str]:
 
     Raises what `resolve` raises, `UnknownFamily`.
     """
-    from nlp_distill.errors import MissingExtra, NotExportable
-    from nlp_distill.exports.formats import FORMATS
+    from nlp_distill import preflight
+    from nlp_distill.errors import UserError
     from nlp_distill.loading import has_class, has_head, load_config
     from nlp_distill.sources import resolve
+    from nlp_distill.starts import warm_config
 
     task, source = load_task(task_name), resolve(reference)
     config = load_config(source.folder)
@@ -116,7 +117,12 @@ def check_model(reference: str, task_name: str) -> list[str]:
     if not fits and not (task.warm_start and config.model_type in BASES):
         return [*lines, f"  {task_name}: no; transformers has no {task.auto_class} of a {config.model_type}"]
     if not fits:
-        return [*lines, f"  {task_name}: as encoder and decoder of one model (warm start), trained first"]
+        lines.append(f"  {task_name}: as encoder and decoder of one model (warm start), trained first")
+        return [*lines, *_exports(warm_config(config), task)]
+    try:
+        preflight.check_model(source, task)
+    except UserError as error:
+        return [*lines, f"  {task_name}: no; {error}"]
     headed = has_head(source.folder, task.auto_class)
     lines.append(f"  {task_name}: yes; {'it has' if headed else 'it gets'} a {task.pipeline_task} head")
     shared = "; one shared block: fewer layers are fewer applications of it" if stacks[0].shared else ""
@@ -125,6 +131,15 @@ def check_model(reference: str, task_name: str) -> list[str]:
     terms = ["logits", "labels", "hidden", "relation", *(["attention"] if scores else [])]
     without = "" if scores else "; attention: no, queries and keys alone do not give its scores"
     lines.append(f"  terms: {', '.join(terms)}{without}")
+    return [*lines, *_exports(config, task)]
+
+
+def _exports(config: PretrainedConfig, task: Task) -> list[str]:
+    """Which profiles of which formats there may be."""
+    from nlp_distill.errors import MissingExtra, NotExportable
+    from nlp_distill.exports.formats import FORMATS
+
+    lines = []
     for entry in FORMATS.values():
         possible = []
         for form in entry.forms:

@@ -173,6 +173,10 @@ class QuestionTooLong(DataError):
     """The question "{start} …" has {tokens} tokens, and max_length {max_length} leaves no room for its context; raise max_length, or shorten the question."""
 
 
+class WindowsTooShort(DataError):
+    """No window of max_length {max_length} tokens holds the answer of any training row whole; raise max_length."""
+
+
 class TextInvalid(DataError):
     """{source}: column '{column}' has {reason} at row {row}; every row needs text there."""
 
@@ -293,7 +297,7 @@ class TrackerMissing(UserError):
 
 
 class TokenizerSlow(ModelError):
-    """Model '{reference}' has no fast tokenizer (tokenizer.json), which offsets and the browser need; save it once with a fast one."""
+    """Model '{reference}' has no fast tokenizer (tokenizer.json), which {need} needs; choose a model that has one."""
 
 
 class NotExportable(ModelError):

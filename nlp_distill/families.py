@@ -259,6 +259,10 @@ COMPOSED: dict[str, Callable[[PretrainedConfig], Family]] = {"encoder-decoder": 
 """Types that are made of two others: what we know of them depends on the config."""
 
 
+GROUPS = ("num_hidden_groups", "inner_group_num")
+"""Numbers of ALBERT's blocks: the table knows models of one, which all of its checkpoints are."""
+
+
 def known_model_types() -> list[str]:
     """All model types of the table."""
     return sorted([*COMPOSED, *(name for family in FAMILIES for name in family.model_types)])
@@ -270,6 +274,8 @@ def family_of(config: PretrainedConfig, reference: str = "") -> Family:
         return COMPOSED[config.model_type](config)
     for family in FAMILIES:
         if config.model_type in family.model_types:
+            if any(getattr(config, name, 1) != 1 for name in GROUPS):
+                break
             return family
     raise UnknownFamily(
         reference=reference or config.model_type,

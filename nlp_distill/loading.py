@@ -6,6 +6,7 @@ folder (`vetting`), never the folder itself. Importing this module loads no heav
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ from nlp_distill.errors import (
     MissingExtra,
     ModelNotFound,
     ModelUnsafe,
-    TokenizerSlow,
     UnknownFamily,
 )
 from nlp_distill.families import COMPOSED, known_model_types
@@ -26,7 +26,7 @@ from nlp_distill.vetting import check_folder, check_weights, clean_copy, inside,
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "mpnet")
@@ -247,15 +247,24 @@ def architectures(folder: Path) -> list[str]:
     return [str(name) for name in named] if isinstance(named, list) else []
 
 
-def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTokenizerFast:
-    """A fast tokenizer without fixed padding or truncation; `max_length` becomes its limit, within the model's."""
+def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTokenizerBase:
+    """A tokenizer, fast where there is one, without fixed padding or truncation; `max_length` becomes its limit, within
+    the model's.
+    """
     from transformers import AutoTokenizer
 
     config = load_config(folder)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelNotFound(reference=str(folder), reason="it has no tokenizer", fix="Add its tokenizer.json.")
-    with clean_copy(folder, tokenizer=True) as clean, _sense(folder, "its tokenizer cannot be read"), _quiet():
+    with (
+        clean_copy(folder, tokenizer=True) as clean,
+        _sense(folder, "its tokenizer cannot be read"),
+        _quiet(),
+        warnings.catch_warnings(),
+    ):
         try:
+            # Marian's recommends a package that writes quotation marks in one way.
+            warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
             tokenizer = AutoTokenizer.from_pretrained(
                 clean, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
             )
@@ -268,10 +277,7 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
     if vocabulary := getattr(tokenizer, "vocab_file", None):
         # A SentencePiece model, which is saved by copying its file.
         tokenizer.vocab_file = str(folder / Path(vocabulary).name)
-    if not tokenizer.is_fast:
-        raise TokenizerSlow(reference=str(folder))
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
+    _free(tokenizer)
     # Places of answers and of hidden words are counted from the left.
     tokenizer.padding_side = "right"
     if config.is_encoder_decoder:
@@ -283,8 +289,15 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
     said = tokenizer.model_max_length
     wanted = max_length or (said if said < UNSAID else NO_LIMIT)
     tokenizer.model_max_length = min(wanted, limit) if limit else wanted
-    fast: PreTrainedTokenizerFast = tokenizer
-    return fast
+    loaded: PreTrainedTokenizerBase = tokenizer
+    return loaded
+
+
+def _free(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Neither padding nor truncation but what a call asks for."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
 
 
 def position_limit(config: PretrainedConfig) -> int | None:
@@ -298,12 +311,11 @@ def position_limit(config: PretrainedConfig) -> int | None:
     return positions - offset
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights (safetensors), config and tokenizer, as stock classes load them."""
     model.config._name_or_path = ""
     model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
+    _free(tokenizer)
     tokenizer.name_or_path = ""
     tokenizer.save_pretrained(folder)
 

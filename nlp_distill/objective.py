@@ -117,6 +117,9 @@ class Objective(nn.Module):
             def distance(logits: Tensor, theirs: Tensor | TopLogits, counted: Tensor) -> Tensor:
                 if isinstance(theirs, TopLogits):
                     logits, theirs = theirs.against(logits, term.temperature)
+                elif theirs.shape[-1] < logits.shape[-1]:
+                    # Rows of the student's table that stand for no token, of which its teacher has fewer.
+                    logits = logits[..., : theirs.shape[-1]]
                 return loss(logits, theirs, counted, temperature=term.temperature, softmax=softmax)
 
             return torch.stack([_wide(distance, ours[head], teacher.logits[head], mask) for head in ours]).mean()

@@ -15,6 +15,7 @@ from nlp_distill.errors import (
     NotYet,
     SignalMissing,
     TokenizerMismatch,
+    TokenizerSlow,
     TokenizerUnfit,
 )
 from nlp_distill.exports.formats import FORMATS
@@ -118,8 +119,10 @@ def check_model(source: Source, task: Task) -> PretrainedConfig:
         raise ConfigInvalid(reference=source.reference, reason=f"{type(error).__name__}: {error}") from error
     tokenizer = load_tokenizer(source.folder)
     tokens = int(getattr(config, "encoder", config).vocab_size)
-    if tokenizer.pad_token_id is None:
-        raise TokenizerUnfit(reason="it has no padding token")
+    if task.offsets and not tokenizer.is_fast:
+        raise TokenizerSlow(reference=source.reference, need=task.name)
+    if reason := "it has no padding token" if tokenizer.pad_token_id is None else task.unfit_tokenizer(tokenizer):
+        raise TokenizerUnfit(reason=reason)
     # BART's summarisers have a mask in their tokenizer that only masked_lm would ever say.
     idle = () if task.noisy else (tokenizer.mask_token,)
     if max(number for token, number in tokenizer.get_vocab().items() if token not in idle) >= tokens:

@@ -223,7 +223,8 @@ class LiveTeacher:
     """Signals from a teacher that runs beside the student; without logits only as far as its highest layer read.
 
     `first`: its last layer is run for the first token alone (`first_suffices`); `ids`: the teacher's id of each of
-    the student's, where they share a tokenizer that numbers them otherwise (`vocabulary`).
+    the student's, where they share a tokenizer that numbers them otherwise (`vocabulary`); `words`: as many as the
+    student knows, where the teacher's table has rows for more than their tokenizer does.
     """
 
     def __init__(
@@ -234,9 +235,10 @@ class LiveTeacher:
         autocast: torch.dtype | None,
         first: bool = False,
         ids: Tensor | None = None,
+        words: int | None = None,
     ) -> None:
         check_request(model.config, request, "teacher")
-        self.first, self.ids = first, ids
+        self.first, self.ids, self.words = first, ids, words
         self.model, self.task, self.request, self.autocast = model.eval(), task, request, autocast
         model.requires_grad_(False)
 
@@ -256,6 +258,8 @@ class LiveTeacher:
             outputs = self.model(**model_inputs(theirs))
         if self.request.logits:
             logits = self.task.logits(outputs, theirs)
+            if self.words is not None:
+                logits = {name: values[..., : self.words] for name, values in logits.items()}
             signal.logits.update(self.task.align(logits, batch, theirs) if "teacher" in batch else logits)
         if self.request.encoded:
             signal.encoded = outputs.encoder_last_hidden_state

@@ -25,7 +25,7 @@ from nlp_distill.task import Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 
@@ -150,6 +150,14 @@ def _check_warm(source: Source, task: Task) -> None:
         reason=f"it has no encoder and decoder and cannot be made both ({', '.join(BASES)} can); give one of these, a "
         "model that has both, such as a T5, or `teacher: {new: {architecture: t5}}`",
     )
+
+
+def warm_config(encoder: PretrainedConfig) -> PretrainedConfig:
+    """The config of two copies of an encoder as encoder and decoder of one model."""
+    from transformers import EncoderDecoderConfig
+
+    both: PretrainedConfig = EncoderDecoderConfig.from_encoder_decoder_configs(encoder, encoder)
+    return both
 
 
 def _write_warm(folder: Path, source: Source, seed: int) -> None:

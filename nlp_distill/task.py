@@ -73,6 +73,8 @@ class Task(ABC):
     any_tokenizer: ClassVar[bool] = False
     """Whether logits can be learnt from a teacher that reads with another tokenizer: they are of whole rows, or
     `twins` and `align` say which of its tokens stands for which."""
+    offsets: ClassVar[bool] = False
+    """Whether rows need to know where tokens stand in a text, which only fast tokenizers say."""
     reads_first: ClassVar[bool] = False
     """Whether an encoder's answer is made of its first token ([CLS]) alone."""
     needs_head: ClassVar[bool] = True
@@ -146,6 +148,10 @@ class Task(ABC):
 
     def unfit(self, config: PretrainedConfig) -> str | None:
         """Why a model of this config cannot serve the task, and what to do about it; None where it can."""
+        return None
+
+    def unfit_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Why a tokenizer cannot serve the task, as the end of "its tokenizer does not fit:"; None where it can."""
         return None
 
     def configure(self, model: PreTrainedModel) -> str | None:

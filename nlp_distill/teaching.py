@@ -110,7 +110,16 @@ class Lesson:
         road = self.road
         model = self.model.to(road.accelerator.device)
         ids = road.trim.ids() if road.trim is not None else None
-        return LiveTeacher(model, road.task, self.request, road.setting().autocast, self.first_suffices, ids)
+        return LiveTeacher(
+            model, road.task, self.request, road.setting().autocast, self.first_suffices, ids, self.words
+        )
+
+    @property
+    def words(self) -> int | None:
+        """The student's words, where the teacher says more of them: rows of its table that stand for no token."""
+        ours, theirs = (spoken(config) for config in (self.student.config, self.teacher))
+        both_speak = self.rows.twin is None and self.road.trim is None and not self.road.task.label_names
+        return ours if both_speak and ours < theirs else None
 
     @property
     def first_suffices(self) -> bool:
@@ -150,6 +159,7 @@ class Lesson:
             "temperatures": self.objective.temperatures if wide else [],
             "arithmetic": [str(road.setting().autocast), road.accelerator.device.type, torch.get_num_threads()],
             "first": self.first_suffices,
+            **({} if self.words is None else {"words": self.words}),
             "torch": str(torch.__version__),
         }
 
@@ -263,6 +273,11 @@ class Lesson:
         rundir = self.road.rundir
         known = rundir.manifest().get("teaching", {})
         rundir.update_manifest(teaching={**known, self.name: {"key": self.key, "cache": settled}})
+
+
+def spoken(config: PretrainedConfig) -> int:
+    """Rows of a model's table of words."""
+    return int(getattr(config, "decoder", config).vocab_size)
 
 
 def summary(request: Request) -> str:

@@ -1,5 +1,6 @@
 """Answers are where they are said to be, windows cut as the pipeline cuts, and only the context can answer."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -9,7 +10,15 @@ from datasets import Dataset, DatasetDict
 from tokenizers import processors
 
 from nlp_distill.cutting import slices
-from nlp_distill.errors import AnswersInvalid, ColumnMissing, OptionInvalid, QuestionTooLong, RoleUnknown, TextInvalid
+from nlp_distill.errors import (
+    AnswersInvalid,
+    ColumnMissing,
+    OptionInvalid,
+    QuestionTooLong,
+    RoleUnknown,
+    TextInvalid,
+    WindowsTooShort,
+)
 from nlp_distill.recipe import Data
 from nlp_distill.starts import learn_tokenizer
 from nlp_distill.task import load_task
@@ -271,3 +280,22 @@ def test_many_questions_about_few_contexts_are_cut_by_the_question(contexts):
     for there in (DatasetDict(train=made), DatasetDict(train=made, validation=made)):
         cut = slices(there, Data(dataset="rows"), task)
         assert 90 < len(cut.train) and 5 <= len(cut.selection) <= 30 and len(cut.evaluation) >= 30
+
+
+def test_the_official_file_is_read_as_it_is(tmp_path):
+    asked = {"id": "7", "question": "what is good", "answers": [{"text": "film", "answer_start": 5}]}
+    none = {"id": "8", "question": "what is bad", "answers": [], "is_impossible": True}
+    articles = [{"title": "T", "paragraphs": [{"context": CONTEXT, "qas": [asked, none] * 10}]}]
+    for name in ("train", "validation"):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"version": "v2.0", "data": articles}))
+    task = load_task("question_answering")
+    rows = task.load_data(Data(dataset=str(tmp_path)))
+    assert len(rows["train"]) == len(rows["validation"]) == 20 and rows["train"]["texts"][:2] == [["film"], []]
+    assert task.options.no_answer is True
+
+
+def test_windows_that_hold_no_answer_at_all_are_refused():
+    whole = " ".join([CONTEXT] * 5)
+    long = Dataset.from_list([{"question": "q", "context": whole, "texts": [whole], "starts": [0]}])
+    with pytest.raises(WindowsTooShort, match="max_length 16"):
+        load_task("question_answering", {"stride": 2}).features(long, tiny_tokenizer(), 16)

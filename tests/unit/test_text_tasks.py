@@ -1,18 +1,23 @@
 """What seq2seq and masked-LM adapters do to rows, batches and answers."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
 
+import nlp_distill
 from nlp_distill.cutting import slices
-from nlp_distill.errors import ColumnsUnclear, TextInvalid, TokenizerUnfit
-from nlp_distill.loading import new_model
+from nlp_distill.errors import ColumnsUnclear, TextInvalid, TokenizerSlow, TokenizerUnfit
+from nlp_distill.loading import load_tokenizer, new_model
+from nlp_distill.preflight import check_model
 from nlp_distill.recipe import Data
+from nlp_distill.sources import resolve
 from nlp_distill.starts import learn_tokenizer
 from nlp_distill.task import load_task
-from nlp_distill.testing import WORDS, tiny_config, tiny_model, tiny_tokenizer
+from nlp_distill.testing import WORDS, tiny_config, tiny_model, tiny_reversals, tiny_tokenizer, write_split
 from nlp_distill_tasks.masked_lm.adapter import _hidden
 from nlp_distill_tasks.seq2seq.rows import checked, columns
 
@@ -243,3 +248,82 @@ def test_a_tokenizer_that_marks_languages_and_was_told_none_is_refused(seq2seq):
     tokenizer.tgt_lang = None
     with pytest.raises(TokenizerUnfit, match="write src_lang and tgt_lang, such as en_XX"):
         task.features(rows, tokenizer, 16)
+
+
+def test_all_references_are_scored_where_a_column_lists_them():
+    """As WebNLG has them: a text a row in train, where the list is empty; all texts of an entry in validation."""
+    train = Dataset.from_list([{"input_text": "a | b", "target": "b of a", "references": []}] * 2)
+    entry = {"input_text": "a | b", "target": "b of a", "references": ["b of a", "a has b"]}
+    used = columns(train, {}, "s")
+    assert used == {"source": "input_text", "target": "target", "references": "references"}
+    assert checked(train, used, "s", group=False)["target"] == ["b of a", "b of a"]
+    scored = checked(Dataset.from_list([entry]), used, "s", group=True)
+    assert scored["references"] == [["b of a", "a has b"]]
+    given = columns(train, {"source": "input_text", "target": "target"}, "s")
+    assert checked(Dataset.from_list([entry]), given, "s", group=True)["references"] == [["b of a"]]
+
+
+def test_long_texts_are_learnt_from_in_pieces(tmp_path):
+    task = load_task("masked_lm")
+    rows = [{"text": "good film"}, {"text": "fine plot " * 40}]
+    task.load_data(Data(dataset=write_split(tmp_path / "d", rows * 10)))
+    features = task.features(Dataset.from_list(rows), tiny_tokenizer(), 16)
+    pieces = [ids for ids in features["input_ids"][:]]
+    assert len(pieces) == 1 + -(-80 // 14) and max(map(len, pieces)) == 16
+    assert sum(len(ids) - 2 for ids in pieces) == 82 and features["example_id"][:] == [*range(len(pieces))]
+    said = "1 of 2 have more than 16 tokens and are cut in pieces ('fine plot fine plot fine plot' …)"
+    assert task.notes()["texts"] == said
+
+
+def test_answers_have_a_least_length():
+    task = load_task("seq2seq", {"min_target_length": 5})
+    model = tiny_model("bart", task.auto_class)
+    task.configure(model)
+    said = model.generate(torch.tensor([[2, 7, 3]]), do_sample=False)
+    assert model.generation_config.min_length == 6 and said.shape[1] >= 6
+
+
+def slow_marian(folder):
+    """A checkpoint as the Hub's: two SentencePiece models and a vocabulary, no tokenizer.json."""
+    import sentencepiece
+
+    folder.mkdir()
+    texts = [" ".join(row.values()) for row in tiny_reversals(80)]
+    for side in ("source", "target"):
+        with (folder / f"{side}.spm").open("wb") as stream:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts), model_writer=stream, vocab_size=60, minloglevel=2, hard_vocab_limit=False
+            )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "source.spm"))
+    pieces = [model.id_to_piece(number) for number in range(model.get_piece_size())]
+    words = ["</s>", "<unk>", *(piece for piece in pieces if piece not in ("<s>", "</s>", "<unk>")), "<pad>"]
+    (folder / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    settings = {"tokenizer_class": "MarianTokenizer", "source_lang": "en", "target_lang": "de"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    ids = {"pad_token_id": len(words) - 1, "decoder_start_token_id": len(words) - 1, "eos_token_id": 0}
+    made = tiny_model("marian", "AutoModelForSeq2SeqLM", vocab_size=len(words), forced_eos_token_id=None, **ids)
+    made.save_pretrained(folder)
+    return folder
+
+
+def test_a_slow_tokenizer_serves_where_no_places_are_asked_for(tiny_recipe, tmp_path):
+    marian = slow_marian(tmp_path / "marian")
+    assert not load_tokenizer(marian).is_fast
+    recipe = tiny_recipe(
+        task="seq2seq",
+        data={"dataset": write_split(tmp_path / "d", tiny_reversals(60))},
+        options={"max_target_length": 8},
+        teacher={"model": str(marian), "finetune": {"epochs": 1, "batch_size": 16}},
+        student={"decoder_layers": 1},
+        distill={"epochs": 1, "batch_size": 16, "losses": [{"kind": "logits"}, {"kind": "labels"}]},
+    )
+    run = nlp_distill.run(recipe, out=tmp_path / "run", until="evaluate")
+    assert {"source.spm", "target.spm", "vocab.json"} <= {file.name for file in (run.path / "model").iterdir()}
+    assert isinstance(run.pipeline("student")("good film")[0]["generated_text"], str)
+
+
+def test_a_slow_tokenizer_is_refused_where_places_are(tmp_path):
+    slow = slow_marian(tmp_path / "slow")
+    tiny_model("bert", "AutoModelForQuestionAnswering").save_pretrained(slow)
+    with pytest.raises(TokenizerSlow, match="which question_answering needs"):
+        check_model(resolve(str(slow)), load_task("question_answering"))

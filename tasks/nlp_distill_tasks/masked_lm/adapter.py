@@ -29,6 +29,8 @@ WORD = re.compile(r"[^\W\d_]{2,}")
 FREQUENT = 5
 """A word is asked for when train has it at least this often: others are rarely one token."""
 GUESSES = 5
+SHOWN = 30
+"""Characters of a text that a note quotes."""
 RIGHT_MASK, RANDOM = 0.8, 0.1
 """Of the chosen tokens these shares become the mask and a random token (BERT, Devlin et al. 2019)."""
 
@@ -46,6 +48,7 @@ class MaskedLM(Task):
     auto_class = "AutoModelForMaskedLM"
     pipeline_task = "fill-mask"
     roles = ("text",)
+    offsets = True
     options_model = MaskedOptions
     usage = ("'A [MASK] of yours.'", "'A [MASK] of yours.'")
     needs_head = False
@@ -56,6 +59,7 @@ class MaskedLM(Task):
     used: str
     _words: frozenset[str]
     _examples: list[Any]
+    _long: str | None = None
 
     def load_data(self, spec: Data) -> DatasetDict:
         """Rows with `text`, and of each a word to ask for: `begin` and `end`, in characters (equal: none)."""
@@ -94,15 +98,28 @@ class MaskedLM(Task):
         return {"text": chosen}
 
     def features(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-        """Tokens of each text, and which of them are special."""
-        if tokenizer.mask_token_id is None:
-            raise TokenizerUnfit(reason="it has no mask token")
+        """Tokens of each text, and which of them are special; a text beyond the limit gives several examples."""
+        if reason := self.unfit_tokenizer(tokenizer):
+            raise TokenizerUnfit(reason=reason)
         texts = dataset["text"][:]
-        encoded = tokenizer(texts, truncation=True, max_length=max_length, return_special_tokens_mask=True)
+        encoded = tokenizer(
+            texts,
+            truncation=True,
+            max_length=max_length,
+            return_special_tokens_mask=True,
+            return_overflowing_tokens=True,
+        )
+        if self._long is None:
+            pieces = Counter(encoded["overflow_to_sample_mapping"])
+            self._long = _cut([row for row, count in pieces.items() if count > 1], texts, max_length)
         names = [name for name in tokenizer.model_input_names if name in encoded]
         columns = {name: encoded[name] for name in names}
         special = encoded["special_tokens_mask"]
-        return Dataset.from_dict({**columns, "special": special, "example_id": range(len(texts))})
+        return Dataset.from_dict({**columns, "special": special, "example_id": range(len(special))})
+
+    def unfit_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Words are hidden behind its mask."""
+        return "it has no mask token" if tokenizer.mask_token_id is None else None
 
     def collate(
         self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
@@ -227,7 +244,16 @@ class MaskedLM(Task):
         return {
             "columns": f"text in '{self.used}'",
             "metrics": "share of hidden words, one a text, that are guessed (all letters in lower case)",
+            **({"texts": self._long} if self._long else {}),
         }
+
+
+def _cut(long: list[int], texts: list[str], max_length: int) -> str:
+    """A note, or nothing."""
+    if not long:
+        return ""
+    begin = texts[long[0]][:SHOWN].strip()
+    return f"{len(long):,} of {len(texts):,} have more than {max_length} tokens and are cut in pieces ('{begin}' …)"
 
 
 def _hash(text: str) -> int:

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nlp_distill import Options, Task, read_splits
-from nlp_distill.errors import InputInvalid, PairNeeded
+from nlp_distill.errors import InputInvalid, PairNeeded, WindowsTooShort
 from nlp_distill.recipe import Data
 from nlp_distill.settings import Whole
 from nlp_distill.task import Batch, Groups
-from nlp_distill_tasks.question_answering.rows import Repairs, checked, columns
+from nlp_distill_tasks.question_answering.rows import FEW, Repairs, checked, columns, unnested
 from nlp_distill_tasks.question_answering.squad import best_threshold, exact_match, f1
 from nlp_distill_tasks.question_answering.windows import NOWHERE, SHOWN, read_again, stride_of, windows
 
@@ -46,6 +46,7 @@ class QuestionAnswering(Task):
     auto_class = "AutoModelForQuestionAnswering"
     pipeline_task = "question-answering"
     roles = ("question", "context", "answers")
+    offsets = True
     options_model = AnsweringOptions
     kin = ("context",)
     usage = (
@@ -65,7 +66,7 @@ class QuestionAnswering(Task):
         """Checked rows with `question`, `context`, `texts` and `starts`."""
         self.check_roles(spec.columns)
         source = spec.files if isinstance(spec.files, str) else spec.dataset or "data.files"
-        raw = read_splits(spec)
+        raw = DatasetDict({name: unnested(rows) for name, rows in read_splits(spec).items()})
         self.used = columns(raw["train"], spec.columns, f"{source} train")
         repairs = Repairs()
         made = {"train": checked(raw["train"], self.used, f"{source} train", repairs)}
@@ -94,6 +95,8 @@ class QuestionAnswering(Task):
         """Windows of the contexts; a window's `example_id` is its number."""
         made = windows(dataset, tokenizer, max_length, stride_of(self.options.stride, max_length))
         if self._lost is None:
+            if len(made.lost) == len(dataset):
+                raise WindowsTooShort(max_length=max_length)
             self._lost = _left_out(made.lost, dataset["question"][:], max_length)
         return _examples(made.columns)
 
@@ -292,9 +295,10 @@ def _left_out(lost: list[int], questions: list[str], max_length: int) -> str:
     """A note, or nothing."""
     if not lost:
         return ""
+    quoted = ", ".join(f"'{questions[row][:SHOWN].strip()}'" for row in lost[:FEW])
     return (
         f"{len(lost):,} of {len(questions):,} were left out of training, as no window of {max_length} tokens holds "
-        f"their answer whole ('{questions[lost[0]][:SHOWN].strip()}' …)"
+        f"their answer whole ({quoted}{' …' if len(lost) > FEW else ''})"
     )
 
 

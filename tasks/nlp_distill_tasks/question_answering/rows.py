@@ -44,6 +44,27 @@ def _few(rows: list[int]) -> str:
     return ", ".join(map(str, rows[:FEW])) + (" …" if len(rows) > FEW else "")
 
 
+def unnested(table: Dataset) -> Dataset:
+    """SQuAD's official JSON (`data`, of articles with `paragraphs` with `qas`) as rows; other tables as they are."""
+    if not (len(table) == 1 and set(table.column_names) <= {"data", "version"} and "data" in table.column_names):
+        return table
+    made = [
+        {
+            "id": str(asked.get("id")),
+            "title": article.get("title"),
+            "context": paragraph.get("context"),
+            "question": asked.get("question"),
+            "answers": {
+                name: [one.get(name) for one in asked.get("answers") or []] for name in ("text", "answer_start")
+            },
+        }
+        for article in table["data"][0]
+        for paragraph in article.get("paragraphs") or []
+        for asked in paragraph.get("qas") or []
+    ]
+    return Dataset.from_list(made) if made else table
+
+
 def columns(dataset: Dataset, given: Mapping[str, Any], source: str) -> dict[str, str]:
     """Role → column: those given, the rest by their usual names. Raises `ColumnMissing`."""
     names = dataset.column_names

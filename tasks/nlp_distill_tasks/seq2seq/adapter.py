@@ -47,6 +47,7 @@ class Seq2SeqOptions(Options):
     max_target_length: Whole = Field(
         64, ge=2, le=4096, description="Tokens kept of a target; most tokens of an answer."
     )
+    min_target_length: Whole = Field(0, ge=0, le=4096, description="Tokens that an answer has at least.")
     num_beams: Whole = Field(1, ge=1, le=64, description="Beams of the search; 1: greedy.")
     length_penalty: Number = Field(1.0, description="Above 0 favours longer answers of a beam search.")
     no_repeat_ngram_size: Whole = Field(
@@ -60,7 +61,7 @@ class Seq2Seq(Task):
     name = "seq2seq"
     auto_class = "AutoModelForSeq2SeqLM"
     pipeline_task = "text2text-generation"
-    roles = ("source", "target")
+    roles = ("source", "target", "references")
     options_model = Seq2SeqOptions
     warm_start = True
     kin = ("source",)
@@ -105,8 +106,8 @@ class Seq2Seq(Task):
 
     def features(self, dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
         """Tokens of the source, and `labels`: tokens of the target, both with the tokenizer's special tokens."""
-        if getattr(tokenizer, "tgt_lang", "") is None:
-            raise TokenizerUnfit(reason=UNTOLD_LANGUAGE)
+        if reason := self.unfit_tokenizer(tokenizer):
+            raise TokenizerUnfit(reason=reason)
         sources = [self.options.prefix + text for text in dataset["source"][:]]
         targets, limit = dataset["target"][:], self.options.max_target_length
         encoded = tokenizer(sources, truncation=True, max_length=max_length)
@@ -142,6 +143,10 @@ class Seq2Seq(Task):
                 return f"its config.json has the {name} {ids}, which is no token of its {size:,}; set it there"
         return None
 
+    def unfit_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """One that marks texts with their language must know the targets'."""
+        return UNTOLD_LANGUAGE if getattr(tokenizer, "tgt_lang", "") is None else None
+
     def configure(self, model: PreTrainedModel) -> str | None:
         """How the model generates, saved with it; nothing is left of the way that it generated before.
 
@@ -159,6 +164,8 @@ class Seq2Seq(Task):
             # With the start token; `max_new_tokens` would leave pipelines without a `max_length` to compare with. The
             # length that is transformers' default, and that its pipelines take for none, gives way to the next.
             max_length=longest if longest != UNSET_LENGTH else longest + 1,
+            # With the start token, too.
+            min_length=options.min_target_length and options.min_target_length + 1,
             num_beams=options.num_beams,
             length_penalty=options.length_penalty,
             no_repeat_ngram_size=options.no_repeat_ngram_size,

@@ -26,16 +26,21 @@ PAIRS = (
 )
 
 
+REFERENCES = "references"
+"""Role, and usual name, of a column with all the texts that are right, in rows to be scored."""
+
+
 def columns(dataset: Dataset, given: Mapping[str, Any], source: str) -> dict[str, str]:
     """Role → column: those given, the rest by their usual names. Raises `ColumnMissing`, `ColumnsUnclear`."""
     names = dataset.column_names
     for role, name in given.items():
         require_column(names, name, role, source)
     if {"source", "target"} <= given.keys():
-        return {"source": given["source"], "target": given["target"]}
+        return dict(given)
     for first, second in PAIRS:
         if first in names and second in names:
-            return {"source": first, "target": second, **given}
+            listed = {REFERENCES: REFERENCES} if REFERENCES in names and REFERENCES != second else {}
+            return {"source": first, "target": second, **listed, **given}
     unclear = "target" if "source" in given else "source"
     raise ColumnsUnclear(source=source, role=unclear, columns=", ".join(names))
 
@@ -44,13 +49,15 @@ def checked(dataset: Dataset, used: Mapping[str, str], source: str, group: bool)
     """Rows with `source`, `target` (the first reference) and `references`.
 
     A list of references is one row of each in training; with `group` (rows to be scored) rows of one source are
-    one row with all their references. Raises `TextInvalid`.
+    one row with all their references, those of the column for them where it holds any. Raises `TextInvalid`.
     """
     for role in ("source", "target"):
         require_column(dataset.column_names, used[role], role, source)
     sources, targets = dataset[used["source"]][:], dataset[used["target"]][:]
+    listed = dataset[used[REFERENCES]][:] if group and used.get(REFERENCES) in dataset.column_names else []
     pairs: list[tuple[str, str]] = []
     for row, (text, target) in enumerate(zip(sources, targets, strict=True)):
+        target = (listed[row] if listed else None) or target
         references = list(target) if isinstance(target, list) else [target]
         for role, values in (("source", [text]), ("target", references or [None])):
             if not all(isinstance(value, str) and value.strip() for value in values):

@@ -24,6 +24,7 @@ class WordTags(Task):
     auto_class = "AutoModelForTokenClassification"
     pipeline_task = "token-classification"
     roles = ("words", "tags")
+    offsets = True
     primary_metric = "accuracy"
 
     def load_data(self, spec: Any) -> DatasetDict:
