@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from engines import FRAMEWORKS, framework, naive, ours, products, seq2seq_naive, seq2seq_ours, tuned
-from goals import lines, table
-from harness import Arm, compared, interval, machine, measured
+from goals import asides, lines, table
+from harness import Arm, compared, machine, measured
 from jobs import job
 from parity import parity
 from prepared import Bench, Rows, long_texts, prepare, prepare_seq2seq, texts, write_rows
@@ -98,7 +98,7 @@ SECTIONS: dict[str, Section] = {
 def memory(sections: dict[str, Any]) -> dict[str, Any]:
     """Most memory above the imports, to naive, from the section of rows of 128: as it comes, and where it is short."""
     peaks = {name: speed["peak_mb"] for name, speed in sections["128, all tokens"]["speed"].items()}
-    shares = {name: interval([peaks[name] / peaks["naive"]]) for name in ("ours", SMALL)}
+    shares = {name: {"value": round(peaks[name] / peaks["naive"], 3)} for name in ("ours", SMALL)}
     return {"peak_mb": peaks, **shares}
 
 
@@ -124,7 +124,7 @@ def main() -> None:
                 result["sections"]["memory"] = memory(result["sections"])
             result["goals"] = table(result["sections"])
             asked.keep.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(*lines(result["goals"]), sep="\n")
+    print(*lines(result["goals"]), "", *asides(result["sections"]), sep="\n")
     exports = Path(__file__).with_name("exports.result.json")
     if exports.is_file():
         found = json.loads(exports.read_text(encoding="utf-8"))

@@ -31,7 +31,7 @@ from nlp_distill.task import load_task
 
 REAL_ROWS, CALLS = 40, 20
 MATES_ROWS, MATES_BATCH = 64, 8
-TARGETS = {"x86_64": "--avx512_vnni", "aarch64": "--arm64"}
+TARGETS = {"x86_64": "--avx512_vnni", "aarch64": "--arm64", "arm64": "--arm64"}
 
 
 def optimum_int8(model: Path, pipeline_task: str, folder: Path) -> Path:

@@ -37,7 +37,9 @@ class Goal:
             ratio = inverse(ratio)
         if clock is None:
             return {**ratio, "met": None, "why": f"void: A/A beyond ±{CONTROL:.0%}"}
-        worse = ratio["ci95"][1] if self.at_most else ratio["ci95"][0]
+        # One pair has no interval.
+        low, high = ratio.get("ci95", [ratio["value"]] * 2)
+        worse = high if self.at_most else low
         return {**ratio, "clock": clock, "met": worse <= self.limit if self.at_most else worse >= self.limit}
 
 
@@ -88,6 +90,18 @@ def table(sections: Result) -> list[dict[str, Any]]:
         met = PARITY[0] <= parity["ratio"] <= PARITY[1]
         rows.append({"goal": "held-out KL / plain loop", "limit": "0.98–1.02", "value": parity["ratio"], "met": met})
     return rows
+
+
+def asides(sections: Result) -> list[str]:
+    """What has no goal: of each section our tokens a second, and how many times as fast we are as each arm."""
+    said = []
+    for name, section in sections.items():
+        if "speed" in section:
+            clock = section["clock"] or "cpu"
+            ratios = ", ".join(f"{ratio[clock]['value']:.2f} × {arm}" for arm, ratio in section["ratio"].items())
+            rate = section["speed"]["ours"][f"tokens_per_s_{clock}"]
+            said.append(f"{name}{'' if section['clock'] else ' (void)'}: {rate:,} tokens/s by {clock}; {ratios}")
+    return said
 
 
 def export_table(found: Result) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def job(bench: Bench) -> dict[str, Any]:
 
     def one(above: str, below: str) -> dict[str, Any]:
         value = round(seconds[above]["cpu"] / seconds[below]["cpu"], 3)
-        return {"value": value, "ci95": [value, value]}
+        return {"value": value}
 
     found = {"tuned": one("tuned", "first"), "second": one("second", "first")}
     return {"seconds": seconds, "rows": ROWS, "epochs": EPOCHS, "clock": "cpu", "pairs": 1, **found}

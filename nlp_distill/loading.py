@@ -101,13 +101,15 @@ def _seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence "newly initialized": a new head is what we ask for."""
+    """Silence "newly initialized": a new head is what we ask for; and what Marian's tokenizer would like beside it."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
+            yield
     finally:
         logging.set_verbosity(before)
 
@@ -256,15 +258,8 @@ def load_tokenizer(folder: Path, max_length: int | None = None) -> PreTrainedTok
     config = load_config(folder)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise ModelNotFound(reference=str(folder), reason="it has no tokenizer", fix="Add its tokenizer.json.")
-    with (
-        clean_copy(folder, tokenizer=True) as clean,
-        _sense(folder, "its tokenizer cannot be read"),
-        _quiet(),
-        warnings.catch_warnings(),
-    ):
+    with clean_copy(folder, tokenizer=True) as clean, _sense(folder, "its tokenizer cannot be read"), _quiet():
         try:
-            # Marian's recommends a package that writes quotation marks in one way.
-            warnings.filterwarnings("ignore", message="Recommended: pip install sacremoses")
             tokenizer = AutoTokenizer.from_pretrained(
                 clean, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
             )

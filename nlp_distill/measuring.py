@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from nlp_distill.errors import RunFailed
+from nlp_distill.errors import RunFailed, UserError
 from nlp_distill.exports.formats import FORMATS, form_of
 
 ROUNDS = 6
@@ -66,7 +66,9 @@ class Worker:
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer. Raises `RunFailed` when the process has died."""
+        """Send a request and wait for its answer. Raises `RunFailed` when the process has died, and what loading the
+        model raised that its user can correct.
+        """
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
@@ -80,6 +82,8 @@ class Worker:
             last = " | ".join(self.said.read().strip().split("\n")[-3:]) or f"exit status {code}"
             raise RunFailed(stage="measure", reason=f"the process that ran {self.name} died ({last})")
         answer: dict[str, Any] = json.loads(line)
+        if "wrong" in answer:
+            raise UserError(answer["wrong"])
         return answer
 
     def close(self) -> None:
@@ -153,7 +157,12 @@ def _serve(variant: Measured, threads: int, requests: IO[str], answers: IO[str])
     """The worker's side: load, then answer requests line by line."""
     import_engine(variant)
     held, start = memory_held(), time.perf_counter()
-    call = _loaded(variant, threads)
+    try:
+        call = _loaded(variant, threads)
+    except UserError as error:
+        answers.write(json.dumps({"wrong": str(error)}) + "\n")
+        answers.flush()
+        return
     loaded = {"load_s": round(time.perf_counter() - start, 3), "held_mb": round(held / 1e6, 1)}
     for line in requests:
         request = json.loads(line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from nlp_distill.recipe import Export
     from nlp_distill.task import Task
 
-WORD_BITS = {"small": 4, "mobile": 8}
+WORD_BITS: dict[str, tuple[int, ...]] = {"small": (4, 8), "mobile": (8,)}
+"""Bits of the table of words, the second where the first lost too much."""
+_INT8 = "int8, activations by token, words int{}"
 KNOWN = ("albert", "bert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 """Architectures that were exported and compared with PyTorch; others need not have shapes that can be traced."""
 
@@ -49,22 +51,30 @@ class Executorch(Format):
             raise self.refuse(config, task, f"known are {', '.join(KNOWN)}")
 
     def attempts(self, work: Work, form: Form, settings: Export) -> Iterator[Attempt]:
-        """Float32; or int8 with the table of words in 8 or 4 bits."""
+        """Float32; or int8 with the table of words in 4 or 8 bits, at last of a student trained to be rounded."""
         from nlp_distill.exports.executorch_files import write_program
         from nlp_distill.loading import load_config, load_model
 
         inputs = [name for name in work.tokenizer.model_input_names if name != "attention_mask"]
-        longest, bits = work.tokenizer.model_max_length, WORD_BITS.get(form.profile)
+        longest, tables = work.tokenizer.model_max_length, WORD_BITS.get(form.profile, ())
         first = work.task.reads_first and can_read_first(load_config(work.model))
-        says: dict[str, Any] = {"last_layer": "first token" if first else "all tokens"}
-        if bits:
-            says["quantization"] = f"int8, activations by token, words int{bits}"
+        says = {"last_layer": "first token" if first else "all tokens", "max_length": longest, "inputs": inputs}
 
-        def write(folder: Path) -> None:
-            model = load_model(work.model, work.task.auto_class)
-            write_program(model, inputs, longest, folder / f"model{form.suffix}.pte", bits, first)
+        def written(bits: int | None, source: Callable[[], Path]) -> Callable[[Path], None]:
+            def write(folder: Path) -> None:
+                model = load_model(source(), work.task.auto_class)
+                write_program(model, inputs, longest, folder / f"model{form.suffix}.pte", bits, first)
 
-        yield Attempt({**says, "max_length": longest, "inputs": inputs}, write)
+            return write
+
+        if not tables:
+            yield Attempt(says, written(None, lambda: work.model))
+        for bits in tables:
+            said = {**says, "quantization": _INT8.format(bits)}
+            yield Attempt(said, written(bits, lambda: work.model))
+        if tables and (retrained := work.retrained):
+            said = {**says, "quantization": _INT8.format(8), "trained": "one epoch, quantization-aware"}
+            yield Attempt(said, written(8, lambda: retrained(8)))
 
     def files(self, model: Path, form: Form) -> list[Path]:
         """One program."""

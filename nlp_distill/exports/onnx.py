@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from nlp_distill.errors import MissingExtra
+from nlp_distill.errors import ExportInvalid, MissingExtra
 from nlp_distill.exports.format import Attempt, Form, Format, Work
 from nlp_distill.loading import load_ort, onnx_files
 
@@ -46,6 +46,11 @@ class Onnx(Format):
         from nlp_distill.exports.onnx_files import export_task
 
         form = self.form(settings.profile)
+        if settings.target != "auto" and form.profile != "dynamic":
+            reason = (
+                f"`target` is for the profile `dynamic`; a file of `{form.profile}` runs on every CPU: leave it out"
+            )
+            raise ExportInvalid(reason=reason)
         export_task(config.model_type, task.pipeline_task)
         if form.profile == "mobile" and config.is_encoder_decoder:
             raise self.refuse(config, task, "the profile `mobile` is for encoders; take `small`")

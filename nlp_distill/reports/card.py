@@ -220,6 +220,11 @@ def _limits(results: dict[str, Any], best: dict[str, Any], tokenizer: Any) -> li
     if best["settings"].get("target"):
         target = best["settings"]["target"]
         limits.insert(0, f"The file of {best['name']} was made for {target}, and runs elsewhere at other speeds.")
+    if best["runtime"] == "onnxruntime" and best["precision"] == "int8":
+        limits.append(
+            "Its int8 was proven with whole sums; an x86 CPU without VNNI cuts them off unless the session's options "
+            "say session.x64quantprecision 1."
+        )
     if not _lineage(results).get("licence"):
         limits.append("The teacher's licence is not known here. Find out before you pass the model on.")
     limits += [

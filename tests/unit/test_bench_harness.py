@@ -91,6 +91,16 @@ def test_the_table_of_exports_says_what_was_met_missed_and_absent():
     assert len(goals.lines(rows)) == len(rows)
 
 
+def test_the_kept_results_can_be_shown():
+    for kept in BENCHMARKS.glob("[be][ex]*.result.json"):
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        assert len(goals.lines(found["goals"])) == len(found["goals"]) > 5
+    sections = json.loads((BENCHMARKS / "bench.result.json").read_text(encoding="utf-8"))["sections"]
+    said = goals.asides(sections)
+    assert any("× torch.mm" in line and "tokens/s" in line for line in said)
+    assert [row["goal"] for row in goals.table(sections)][-1] == "held-out KL / plain loop"
+
+
 def test_arms_run_in_turn_in_processes_of_their_own(tmp_path, monkeypatch):
     """Each block is asked for only when the one before it is done; the warm-up is not counted."""
     script = tmp_path / "arm.py"

@@ -1,5 +1,7 @@
 """What phones run: ExecuTorch programs and .ort files are the same model, small, and refused in one sentence."""
 
+from types import SimpleNamespace
+
 import onnx
 import pytest
 import torch
@@ -20,6 +22,29 @@ from nlp_distill.testing import save_tiny, tiny_config
 CLASSIFIER = "AutoModelForSequenceClassification"
 INPUTS = ["input_ids", "token_type_ids"]
 TEXTS = ["good", "a fine film and a lovely ending", "the plot is quite dull and the actor is not very good in it"]
+
+
+def test_what_loses_too_much_gets_other_words_and_then_an_epoch(tmp_path, monkeypatch):
+    """The ladder of a phone's program: words of 4 bits, of 8, and a student that was trained to be rounded."""
+    made = []
+    monkeypatch.setattr(
+        "nlp_distill.exports.executorch_files.write_program",
+        lambda model, inputs, longest, file, bits, first: made.append((model.name_or_path, bits)),
+    )
+    for name in ("student", "retrained"):
+        save_tiny(tmp_path / name)
+    work = SimpleNamespace(
+        model=tmp_path / "student",
+        task=load_task("classification"),
+        tokenizer=load_tokenizer(tmp_path / "student"),
+        retrained=lambda bits: tmp_path / "retrained",
+    )
+    for profile, expected in (("small", [4, 8, 8]), ("mobile", [8, 8]), ("exact", [None])):
+        made.clear()
+        entry = FORMATS["executorch"]
+        for attempt in entry.attempts(work, entry.form(profile), Export()):
+            attempt.write(tmp_path)
+        assert [bits for _, bits in made] == expected
 
 
 @pytest.mark.parametrize(("bits", "width", "steps"), [(8, 9, 127), (4, 32, 7), (4, 64, 7)])

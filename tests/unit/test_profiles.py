@@ -20,7 +20,7 @@ from nlp_distill.preflight import check_exports
 from nlp_distill.recipe import Data, Export, Recipe
 from nlp_distill.scores import predict
 from nlp_distill.task import load_task
-from nlp_distill.testing import WORDS, save_tiny, tiny_questions, tiny_reversals, write_split
+from nlp_distill.testing import WORDS, save_tiny, tiny_config, tiny_questions, tiny_reversals, write_split
 
 TEXTS = ["good", "bad awful film story actor scene plot music camera ending", "fine not very good"]
 
@@ -125,6 +125,13 @@ def test_what_no_attempt_saves_is_refused_without_a_file(tmp_path, tiny_data, mo
     report = gate.prove(FORMATS["onnx"], FORMATS["onnx"].form("small"), Export())
     assert report["status"] == "refused" and len(report["attempts"]) == 3
     assert [file.name for file in (tmp_path / "onnx").iterdir()] == ["model.onnx"]
+
+
+def test_a_target_is_for_the_profile_that_has_one(tiny_data):
+    task, config = load_task("classification"), tiny_config("bert")
+    FORMATS["onnx"].check(config, task, Export(profile="dynamic", target="avx2"))
+    with pytest.raises(ExportInvalid, match="`target` is for the profile `dynamic`"):
+        FORMATS["onnx"].check(config, task, Export(profile="fast", target="avx2"))
 
 
 def test_one_row_calibrates_and_is_said_to_prove_little(tmp_path, tiny_data, monkeypatch):

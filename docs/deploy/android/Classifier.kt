@@ -1,13 +1,9 @@
-// A text classifier on Android. Into the app's assets: vocab.txt, config.json and mobile/model_quantized.pte (or .ort).
-// build.gradle.kts, one of:
+// A text classifier on Android. Into the app's assets: vocab.txt, config.json and mobile/model_quantized.pte.
+// build.gradle.kts:
 //   implementation("org.pytorch:executorch-android:1.5.1")
-//   implementation("com.microsoft.onnxruntime:onnxruntime-android:1.23.0")
 
 import android.content.Context
-import ai.onnxruntime.OnnxTensor
-import ai.onnxruntime.OrtEnvironment
 import java.io.File
-import java.nio.LongBuffer
 import kotlin.math.exp
 import org.json.JSONObject
 import org.pytorch.executorch.EValue
@@ -21,33 +17,15 @@ fun interface Model {
 
 class ProgramModel(file: File) : Model {
     private val module = Module.load(file.absolutePath)
+    private val inputs = module.execute("inputs")[0].toStr().split(",")
     val maxLength = module.execute("max_length")[0].toInt().toInt()
 
     override fun logits(ids: LongArray): FloatArray {
         val shape = longArrayOf(1, ids.size.toLong())
-        val inputs = listOf(ids, LongArray(ids.size)) // input_ids, token_type_ids: one text is all zeros
-        return module.forward(*inputs.map { EValue.from(Tensor.fromBlob(it, shape)) }.toTypedArray())[0]
+        // input_ids and, where the tokenizer has them, token_type_ids: those of one text are all zeros.
+        val rows = inputs.map { if (it == "input_ids") ids else LongArray(ids.size) }
+        return module.forward(*rows.map { EValue.from(Tensor.fromBlob(it, shape)) }.toTypedArray())[0]
             .toTensor().dataAsFloatArray
-    }
-}
-
-class OrtModel(bytes: ByteArray) : Model {
-    private val environment = OrtEnvironment.getEnvironment()
-    private val session = environment.createSession(bytes)
-
-    override fun logits(ids: LongArray): FloatArray {
-        val rows = mapOf("input_ids" to ids, "attention_mask" to LongArray(ids.size) { 1 }, "token_type_ids" to LongArray(ids.size))
-        val shape = longArrayOf(1, ids.size.toLong())
-        val inputs = rows.filterKeys { it in session.inputNames }
-            .mapValues { (_, row) -> OnnxTensor.createTensor(environment, LongBuffer.wrap(row), shape) }
-        try {
-            session.run(inputs).use { found ->
-                @Suppress("UNCHECKED_CAST")
-                return (found[0].value as Array<FloatArray>)[0]
-            }
-        } finally {
-            inputs.values.forEach { it.close() }
-        }
     }
 }
 

@@ -18,6 +18,7 @@ actor Classifier {
     private let tokenizer: Tokenizer
     private let module: Module
     private let maxLength: Int
+    private let inputs: [String]
 
     init(folder: URL) async throws {
         let config = try JSONDecoder().decode(ModelConfig.self, from: Data(contentsOf: folder.appending(path: "config.json")))
@@ -27,16 +28,17 @@ actor Classifier {
         try module.load("forward")
         let longest: Int = try module.execute("max_length")[0].value()!
         maxLength = longest
+        let names: String = try module.execute("inputs")[0].value()!
+        inputs = names.components(separatedBy: ",")
     }
 
     /// Labels with their probabilities, the likeliest first.
     func classify(_ text: String) throws -> [(label: String, probability: Float)] {
         var ids = tokenizer.encode(text: text)
         if ids.count > maxLength { ids = Array(ids.prefix(maxLength - 1)) + [ids.last!] }
-        // No padding: the program takes any length. token_type_ids of one text are all zeros.
-        let rows = [ids.map(Int64.init), [Int64](repeating: 0, count: ids.count)]
-        let inputs = rows.map { Tensor<Int64>($0, shape: [1, ids.count]) }
-        let logits: Tensor<Float> = try module.forward(inputs)[0].tensor()!
+        // No padding: the program takes any length. It names its inputs; token_type_ids of one text are all zeros.
+        let rows = inputs.map { $0 == "input_ids" ? ids.map(Int64.init) : [Int64](repeating: 0, count: ids.count) }
+        let logits: Tensor<Float> = try module.forward(rows.map { Tensor<Int64>($0, shape: [1, ids.count]) })[0].tensor()!
         let powers = logits.scalars().map { exp($0) }
         let sum = powers.reduce(0, +)
         return zip(labels, powers).map { ($0, $1 / sum) }.sorted { $0.probability > $1.probability }
