@@ -17,8 +17,8 @@ from nlp_distill.recipe_file import shipped_recipes
 
 
 def summary(results: dict[str, Any]) -> dict[str, Any]:
-    """Seed, primary score of each variant that passed, and what distillation was worth."""
-    passed = [variant for variant in results["variants"] if variant["status"] == "passed"]
+    """Seed, primary score of each variant that is delivered, and what distillation was worth."""
+    passed = [variant for variant in results["variants"] if variant["status"] in ("passed", "repaired")]
     student = next(variant for variant in passed if variant["name"] == "student")
     gain = {name: student[name] for name in ("gain_over_control", "gain_over_control_ci95") if name in student}
     return {

@@ -1,5 +1,6 @@
 """Docs that cannot rot."""
 
+import json
 import re
 from pathlib import Path
 
@@ -43,3 +44,18 @@ def test_links_between_pages_lead_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_tables_of_measured_recipes_say_what_their_results_say():
+    text = (ROOT / "tasks" / "nlp_distill_tasks" / "classification" / "README.md").read_text(encoding="utf-8")
+    measured = [file for file in shipped_recipes().values() if file.with_suffix(".result.json").is_file()]
+    for recipe in (file for file in measured if file.parts[-3] == "classification"):
+        found = json.loads(recipe.with_suffix(".result.json").read_text(encoding="utf-8"))
+        first, *others = found["seeds"]
+        names = ("teacher", "control", "student", "student-onnx-int8")
+        scores = " | ".join(f"{first['scores'][name]:.2f}" for name in names)
+        low, high = first["gain_over_control_ci95"]
+        gain = f"{first['gain_over_control']:+.2f} ({low:+.2f} to {high:+.2f})"
+        more = ", ".join(f"{seed['gain_over_control']:+.2f}".replace("+0.00", "0.00") for seed in others)
+        row = f"| {recipe.stem} | {found['metric']} | {scores} | {gain} | {more} |".replace("-", "−")
+        assert row.replace(" |  |", " | |") in text.replace("-", "−")
