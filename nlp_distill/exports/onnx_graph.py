@@ -29,6 +29,8 @@ SAME = 1e-3
 """Largest difference of an output that fusing may make; it only changes the order of sums."""
 STRENGTH, TINY = 0.75, 1e-5
 TURNED = "_turned"
+MOST_BYTES = (1 << 31) - (1 << 20)
+"""Of a graph in one file: protobuf's limit, and room for what is no weight."""
 LARGE = 1 << 10
 """Elements of a table from which on it is worth quantizing."""
 
@@ -50,8 +52,8 @@ def opened(file: Path) -> onnx.ModelProto:
 
 
 def folded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model; a constant matrix that is turned for products alone is there turned."""
-    known = constants(model)
+    """The same model; a constant matrix that is turned for products alone is there turned, while that fits a file."""
+    known, size = constants(model), model.ByteSize()
     for graph in graphs(model):
         inputs = {name: node.op_type for node in graph.node for name in node.input}
         turned = {
@@ -64,6 +66,10 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
         }
         for table in {*turned.values()} - {name.removesuffix(TURNED) for name in known if name.endswith(TURNED)}:
             array = np.ascontiguousarray(numpy_helper.to_array(known[table]).T)
+            size += array.nbytes
+            if size >= MOST_BYTES:
+                turned = {name: source for name, source in turned.items() if source != table}
+                continue
             model.graph.initializer.append(numpy_helper.from_array(array, table + TURNED))
         for node in graph.node:
             node.input[:] = [turned[name] + TURNED if name in turned else name for name in node.input]
