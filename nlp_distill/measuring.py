@@ -23,6 +23,7 @@ import numpy as np
 
 from nlp_distill.errors import RunFailed, UserError
 from nlp_distill.exports.formats import FORMATS, form_of
+from nlp_distill.vetting import TOKENIZER_DATA
 
 ROUNDS = 6
 RUNS = 10
@@ -143,14 +144,16 @@ def files_to_run(folder: Path, variant: str | None) -> list[Path]:
     """All files that a variant needs: its weights, config and tokenizer."""
     form = form_of(variant) if variant else None
     weights = FORMATS[form.format].files(folder, form) if form else sorted(folder.glob("*.safetensors*"))
-    needed = (
+    needed: tuple[str, ...] = (
         "config.json",
         "generation_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "special_tokens_map.json",
     )
-    return [*weights, *(folder / name for name in needed if (folder / name).is_file())]
+    # A slow tokenizer has files of its own.
+    needed += () if (folder / "tokenizer.json").is_file() else TOKENIZER_DATA
+    return [*weights, *(folder / name for name in dict.fromkeys(needed) if (folder / name).is_file())]
 
 
 def _serve(variant: Measured, threads: int, requests: IO[str], answers: IO[str]) -> None:
