@@ -129,7 +129,7 @@ def main() -> None:
     if exports.is_file():
         found = json.loads(exports.read_text(encoding="utf-8"))
         print(f"\nexports, as `make bench-exports` found them last (commit {found['commit']}):")
-        print(*lines(found["goals"]), sep="\n")
+        print(*lines(found.get("goals", [])), sep="\n")
 
 
 if __name__ == "__main__":

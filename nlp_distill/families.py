@@ -274,8 +274,13 @@ def family_of(config: PretrainedConfig, reference: str = "") -> Family:
         return COMPOSED[config.model_type](config)
     for family in FAMILIES:
         if config.model_type in family.model_types:
-            if any(getattr(config, name, 1) != 1 for name in GROUPS):
-                break
+            groups = ", ".join(f"{name} {n}" for name in GROUPS if (n := getattr(config, name, 1)) != 1)
+            if groups:
+                raise UnknownFamily(
+                    reference=reference or config.model_type,
+                    model_type=f"{config.model_type} with {groups}",
+                    known=", ".join(known_model_types()),
+                )
             return family
     raise UnknownFamily(
         reference=reference or config.model_type,

@@ -61,6 +61,8 @@ class Objective(nn.Module):
             if teacher is None and not isinstance(term, LabelsTerm):
                 raise SignalMissing(term=name, reason="there is no teacher here", fix="use a `labels` term")
             self.terms.update(self._bound(name, term, supervise or {}))
+        self.words = None if teacher is None else getattr(getattr(teacher, "decoder", teacher), "vocab_size", None)
+        """Rows of the teacher's table of words: a student's may have more, which stand for no token."""
         for name, bound in self.terms.items():
             self._check(name, bound)
         check_request(student, self.student_request, "student")
@@ -116,9 +118,8 @@ class Objective(nn.Module):
 
             def distance(logits: Tensor, theirs: Tensor | TopLogits, counted: Tensor) -> Tensor:
                 if isinstance(theirs, TopLogits):
-                    logits, theirs = theirs.against(logits, term.temperature)
+                    logits, theirs = theirs.against(logits[..., : self.words], term.temperature)
                 elif theirs.shape[-1] < logits.shape[-1]:
-                    # Rows of the student's table that stand for no token, of which its teacher has fewer.
                     logits = logits[..., : theirs.shape[-1]]
                 return loss(logits, theirs, counted, temperature=term.temperature, softmax=softmax)
 

@@ -11,8 +11,8 @@ from nlp_distill.presets import PRESETS
 from nlp_distill.recipe import Phase
 
 Path_ = tuple[str | int, ...]
-GROWING = ("export", "tasks", "teachers")
-"""Lists to which an override may add an entry: one phase more would be another distillation."""
+FIXED = "phases"
+"""A list to which no override adds an entry: one phase more would be another distillation."""
 
 
 def takes_place(raw: dict[str, Any], override: str) -> bool:
@@ -82,8 +82,8 @@ def apply(raw: dict[str, Any], override: str) -> str | None:
 def _set(raw: dict[str, Any], path: Path_, value: Any, override: str) -> str | None:
     *parents, last = path
     here: Any = raw
-    for part in parents:
-        if isinstance(here, list) and isinstance(part, int) and part < len(here) + (path[0] in GROWING):
+    for before, part in zip(("", *parents), parents, strict=False):
+        if isinstance(here, list) and isinstance(part, int) and part < len(here) + (before != FIXED):
             if part == len(here):
                 here.append({})
             here = here[part]

@@ -70,6 +70,8 @@ HUB_EXPORTS = [
     *("mobile/*.ort", "mobile/*.pte", "mobile/*.config", "mobile/*.json"),
 ]
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "spm.model")
+SPOKEN = ("source.spm", "target.spm", "tokenizer.model")
+"""What a slow tokenizer reads beside these."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".pickle", ".joblib")
 HUB_ID = re.compile(r"(?!.*(\.\.|--))\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 REVISION = re.compile(r"(?!.*(\.\.|//))\w[\w./-]{0,127}", re.ASCII)
@@ -99,7 +101,7 @@ class Source:
     def identity(self) -> dict[str, str]:
         """Hashes of all that decides what the model says: weights, config, tokenizer."""
         names = ("config.json", *TOKENIZER_FILES)
-        files = {name: self.folder / name for name in names if (self.folder / name).is_file()}
+        files = {name: self.folder / name for name in (*names, *SPOKEN) if (self.folder / name).is_file()}
         return {"weights": self.sha256, **{name: sha256_file(file) for name, file in files.items()}}
 
 

@@ -70,10 +70,15 @@ class Executorch(Format):
         if not tables:
             yield Attempt(says, written(None, lambda: work.model))
         for bits in tables:
-            said = {**says, "quantization": _INT8.format(bits)}
+            said = {**says, "quantization": _INT8.format(bits), **({"precision": "int8"} if bits == 8 else {})}
             yield Attempt(said, written(bits, lambda: work.model))
         if tables and (retrained := work.retrained):
-            said = {**says, "quantization": _INT8.format(8), "trained": "one epoch, quantization-aware"}
+            said = {
+                **says,
+                "quantization": _INT8.format(8),
+                "precision": "int8",
+                "trained": "one epoch, quantization-aware",
+            }
             yield Attempt(said, written(8, lambda: retrained(8)))
 
     def files(self, model: Path, form: Form) -> list[Path]:

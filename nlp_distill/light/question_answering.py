@@ -101,12 +101,13 @@ class LightAnswerer:
         )
 
     def _most_windows(self, entry: dict[str, str], length: int, stride: int) -> int:
-        """How many there may be, before they are made: a word of one letter and its blank are a token."""
-        tokens, room = -(-len(entry["context"]) // 2), length - stride - ROOM
-        if tokens <= room:
+        """How many there are, before they are made; few letters make few tokens, which need no count."""
+        room = length - stride - ROOM
+        if len(entry["context"]) + 4 * len(entry["question"]) <= room:
             return 1
         # Each window goes on by what the question leaves.
-        return 1 + tokens // max(1, room - self.tokenizer.count(entry["question"]))
+        asked, context = (self.tokenizer.count(entry[name]) for name in ("question", "context"))
+        return 1 + context // max(1, room - asked)
 
     def _windows(self, entry: dict[str, str], length: int, stride: int) -> list[Encoding]:
         # Few characters become more than four tokens, so short questions need no second look.

@@ -48,10 +48,24 @@ def build_results(road: Any, variants: list[dict[str, Any]], records: dict[str, 
 
 
 def recommend(variants: list[dict[str, Any]], metric: str, budget: Budget, real: int) -> dict[str, Any]:
-    """The smallest student that meets every limit; where none does, the smallest that passed."""
+    """The smallest student that meets every limit; where none does, the smallest that passed.
+
+    A form that lost more on the reported rows than it might on those that judged it gives way to one that did not.
+    """
     students = [v for v in variants if v["name"].startswith("student") and v["status"] in ("passed", "repaired")]
     good = [v for v in students if all(limit["met"] for limit in budget_report(v, metric, budget, real).values())]
-    return min(good or students, key=lambda variant: variant["bytes"])
+    source = next((v for v in students if v["name"] == "student"), None)
+    kept = [v for v in good or students if source is None or lost_more(v, source, metric) is None]
+    return min(kept or good or students, key=lambda variant: variant["bytes"])
+
+
+def lost_more(variant: dict[str, Any], source: dict[str, Any], metric: str) -> float | None:
+    """Points of `source` that a form lost on the reported rows, where it might not lose so many; else None."""
+    allowed = variant["settings"].get("gate", {}).get("allowed")
+    if allowed is None or not variant["score"]:
+        return None
+    lost = round(float(source["score"][metric] - variant["score"][metric]), 2)
+    return lost if lost > allowed else None
 
 
 def budget_report(variant: dict[str, Any], metric: str, budget: Budget, real: int) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from nlp_distill.reports.results import lost_more
 from nlp_distill.task import load_task
 
 BESIDE = "'Another text of yours.'"
@@ -134,12 +135,10 @@ def verdict(results: dict[str, Any]) -> list[str]:
 
 def _lost_here(variant: dict[str, Any], by_name: dict[str, Any], metric: str) -> str | None:
     """That a form lost more on the reported rows than it might on those that judged it."""
-    allowed = variant["settings"].get("gate", {}).get("allowed")
-    if allowed is None or not variant["score"] or "student" not in by_name:
+    lost = lost_more(variant, by_name["student"], metric) if "student" in by_name else None
+    if lost is None:
         return None
-    lost = by_name["student"]["score"][metric] - variant["score"][metric]
-    if lost <= allowed:
-        return None
+    allowed = variant["settings"]["gate"]["allowed"]
     return (
         f"{variant['name']} lost {lost:.2f} points against the student on the reported rows; {allowed:g} were "
         "allowed on the selection rows, which it passed."
@@ -154,7 +153,7 @@ def next_lines(run: Path, results: dict[str, Any]) -> list[str]:
     """What a person would type next."""
     folder = shlex.quote(str(run))
     command, call = load_task(results["task"]).usage
-    if "text_pair" in results["inputs"]:
+    if "text_pair" in results.get("inputs", ()):
         command, call = f"{command} --text-pair {BESIDE}", f"{{'text': {call}, 'text_pair': {BESIDE}}}"
     return [
         *([f"  {run / 'report.html'}"] if (run / "report.html").is_file() else []),

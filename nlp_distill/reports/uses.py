@@ -37,6 +37,7 @@ def uses(results: dict[str, Any], task: Task, tokenizer: Any) -> list[dict[str, 
         code = _optimum(task, asked, settings, variant, ONNX)
         title = f"With Optimum and ONNX Runtime ({variant['name']}; without the names of its files Optimum takes fp32)"
         found.append({"title": title, "language": "python", "code": code})
+    if variant is not None and tokenizer.is_fast:
         variant = next((v for v in results["variants"] if v["score"] and v["name"] == FOR_BROWSERS), variant)
         where = "In the browser or in Node" if _in_browsers(variant) else "In Node (browsers need the profile `mobile`)"
         title = f"{where}, with transformers.js (@huggingface/transformers)"

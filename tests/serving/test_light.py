@@ -197,6 +197,11 @@ def test_windows_that_go_on_by_a_token_each_are_refused_before_they_are_made(ans
     assert len(light.ask({"question": "who", "context": "good " * 4000}).rows) < 400
     with pytest.raises(ValueError, match="more than 4096 windows"):
         light.ask({"question": long, "context": "a " * 20_000})
+    # A sign is a token of a letter.
+    signs = {"question": "?" * (length - light.settings["doc_stride"] - 9), "context": "! " * 200}
+    windows = len(light.ask(signs).rows)
+    with pytest.raises(ValueError, match="more than 4096 windows"):
+        light.ask([signs] * (4096 // windows + 2))
 
 
 def test_what_an_engine_cannot_write_fails_alone():

@@ -29,7 +29,7 @@ def task():
     return task
 
 
-TOKENIZER = SimpleNamespace(model_max_length=128, mask_token="[MASK]")
+TOKENIZER = SimpleNamespace(is_fast=True, model_max_length=128, mask_token="[MASK]")
 
 
 def said(results, task, dataset=("nyu-mll/glue", "sst2")):

@@ -66,6 +66,11 @@ def test_an_override_adds_no_phase():
         parsed("{losses: [{kind: labels}]}", "distill.phases.1.epochs=3")
 
 
+def test_an_override_adds_a_term():
+    recipe = parsed("{losses: [{kind: labels}]}", "distill.losses.1.kind=logits")
+    assert [term.kind for term in recipe.distill.phases[0].losses] == ["labels", "logits"]
+
+
 @pytest.mark.parametrize("override", ["distill.recipe", "teacher={modle: b}", "export=[{format: onx}]"])
 def test_an_override_of_a_whole_part_is_named_where_it_is_wrong(override):
     with pytest.raises(RecipeInvalid, match=r"-o[ :]"):

@@ -11,11 +11,12 @@ import yaml
 
 from nlp_distill.cutting import slices
 from nlp_distill.errors import ResultsMissing, RunFolderDamaged, RunFolderNotFound
-from nlp_distill.recipe import Data
+from nlp_distill.recipe import Budget, Data
 from nlp_distill.reports.curves import trainings
 from nlp_distill.reports.insights import MOST_LABELS, mixed
 from nlp_distill.reports.pages import plain_markdown, report
 from nlp_distill.reports.plots import Axis, Line, Mark, curves, front, trade_off
+from nlp_distill.reports.results import recommend
 from nlp_distill.reports.table import BUSY, busy, next_lines, verdict
 from nlp_distill.scores import raw_lines, read_raw
 from nlp_distill.task import Confusion, load_task
@@ -299,3 +300,19 @@ def test_the_lines_to_type_next_give_a_model_of_pairs_both_texts(finished):
     assert not any("text_pair" in line or "--text-pair" in line for line in alone)
     assert any("'A text of yours.' --text-pair 'Another text of yours.'" in line for line in both)
     assert any("({'text': 'A text of yours.', 'text_pair': 'Another text of yours.'})" in line for line in both)
+
+
+def test_what_lost_more_than_it_might_is_not_recommended_where_another_did_not(finished):
+    variants = json.loads((finished / "results.json").read_text())["variants"]
+    int8 = next(v for v in variants if v["name"] == "student-onnx-int8")
+    smaller = {**int8, "name": "student-onnx-q4", "bytes": 9_000_000, "score": {"accuracy": 87.0}}
+    smaller["settings"] = {"gate": {"allowed": 0.5}}
+    int8["settings"] = {"gate": {"allowed": 0.5}}
+
+    def chosen(*entries):
+        return recommend([variants[0], *entries], "accuracy", Budget(), 9)["name"]
+
+    student = next(v for v in variants if v["name"] == "student")
+    assert chosen(student, int8, smaller) == "student-onnx-int8"
+    smaller["settings"] = {"gate": {"allowed": 2.0}}
+    assert chosen(student, int8, smaller) == "student-onnx-q4"

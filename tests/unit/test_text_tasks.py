@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 
 import nlp_distill
 from nlp_distill.cutting import slices
-from nlp_distill.errors import ColumnsUnclear, TextInvalid, TokenizerSlow, TokenizerUnfit
+from nlp_distill.errors import ColumnsUnclear, OptionInvalid, TextInvalid, TokenizerSlow, TokenizerUnfit
 from nlp_distill.loading import load_tokenizer, new_model
 from nlp_distill.preflight import check_model
 from nlp_distill.recipe import Data
@@ -263,6 +263,23 @@ def test_all_references_are_scored_where_a_column_lists_them():
     assert checked(Dataset.from_list([entry]), given, "s", group=True)["references"] == [["b of a"]]
 
 
+def test_references_may_be_the_target_and_a_wrong_one_is_named():
+    rows = Dataset.from_list([{"input_text": "a", "target": "b", "references": ["b", ""]}])
+    chosen = columns(rows, {"target": "references"}, "s")
+    assert chosen == {"source": "input_text", "target": "references"}
+    with pytest.raises(TextInvalid, match="column 'references' has no text at row 0"):
+        checked(rows, columns(rows, {}, "s"), "s", group=True)
+
+
+def test_a_table_with_more_rows_than_words_hides_none_behind_them():
+    """A teacher of the same tokenizer may have no such rows."""
+    tokenizer = tiny_tokenizer()
+    task, config = load_task("masked_lm", {"mask_share": 0.9}), tiny_config("bert", vocab_size=100_000)
+    features = task.features(Dataset.from_list([{"text": "good film " * 7}] * 64), tokenizer, 32)
+    rows = [{**row, "noise": number} for number, row in enumerate(features)]
+    assert int(task.collate(tokenizer, config)(rows)["input_ids"].max()) < len(tokenizer)
+
+
 def test_long_texts_are_learnt_from_in_pieces(tmp_path):
     task = load_task("masked_lm")
     rows = [{"text": "good film"}, {"text": "fine plot " * 40}]
@@ -281,6 +298,11 @@ def test_answers_have_a_least_length():
     task.configure(model)
     said = model.generate(torch.tensor([[2, 7, 3]]), do_sample=False)
     assert model.generation_config.min_length == 6 and said.shape[1] >= 6
+
+
+def test_the_least_length_is_not_above_the_most():
+    with pytest.raises(OptionInvalid, match=r"min_target_length is above max_target_length \(8\)"):
+        load_task("seq2seq", {"min_target_length": 9, "max_target_length": 8})
 
 
 def slow_marian(folder):

@@ -1,4 +1,6 @@
-// The same with ONNX Runtime: in place of ProgramModel, for mobile/model_quantized.ort among the assets.
+// The same with ONNX Runtime, for mobile/model_quantized.ort among the assets. In Classifier.kt:
+//   private val model = OrtModel(context.assets.open("model_quantized.ort").use { it.readBytes() })
+//   private val tokenizer = WordPiece(text(context, "vocab.txt").lines(), 128) // the tokenizer's model_max_length
 // build.gradle.kts:
 //   implementation("com.microsoft.onnxruntime:onnxruntime-android:1.23.0")
 

@@ -125,7 +125,8 @@ class MaskedLM(Task):
         self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
     ) -> Callable[[list[dict[str, Any]]], Batch]:
         """Pad to the longest example; hide tokens by its `noise`, so that each pass hides others."""
-        mask = tokenizer.mask_token_id
+        # A table may have more rows than there are words, and a teacher's fewer than its student's.
+        mask, words = tokenizer.mask_token_id, min(config.vocab_size, len(tokenizer))
 
         def hide(row: dict[str, Any]) -> tuple[list[int], list[int]]:
             chance = np.random.default_rng(row["noise"])
@@ -135,7 +136,7 @@ class MaskedLM(Task):
             labels = np.full(len(ids), IGNORED)
             labels[chosen] = ids[chosen]
             kind = chance.random(len(chosen))
-            others = chance.integers(0, config.vocab_size, len(chosen))
+            others = chance.integers(0, words, len(chosen))
             random = np.where(kind < RIGHT_MASK + RANDOM, others, ids[chosen])
             ids[chosen] = np.where(kind < RIGHT_MASK, mask, random)
             return ids.tolist(), labels.tolist()

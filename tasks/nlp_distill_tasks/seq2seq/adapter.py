@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, DatasetDict
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from transformers import BatchEncoding, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -53,6 +53,12 @@ class Seq2SeqOptions(Options):
     no_repeat_ngram_size: Whole = Field(
         0, ge=0, description="No n-gram of this size occurs twice in an answer; 0: any may."
     )
+
+    @model_validator(mode="after")
+    def _leaves_room(self) -> Seq2SeqOptions:
+        if self.min_target_length > self.max_target_length:
+            raise ValueError(f"min_target_length is above max_target_length ({self.max_target_length})")
+        return self
 
 
 class Seq2Seq(Task):

@@ -39,8 +39,10 @@ def columns(dataset: Dataset, given: Mapping[str, Any], source: str) -> dict[str
         return dict(given)
     for first, second in PAIRS:
         if first in names and second in names:
-            listed = {REFERENCES: REFERENCES} if REFERENCES in names and REFERENCES != second else {}
-            return {"source": first, "target": second, **listed, **given}
+            found = {"source": first, "target": second, **given}
+            if REFERENCES in names and REFERENCES not in found.values():
+                found.setdefault(REFERENCES, REFERENCES)
+            return found
     unclear = "target" if "source" in given else "source"
     raise ColumnsUnclear(source=source, role=unclear, columns=", ".join(names))
 
@@ -57,9 +59,9 @@ def checked(dataset: Dataset, used: Mapping[str, str], source: str, group: bool)
     listed = dataset[used[REFERENCES]][:] if group and used.get(REFERENCES) in dataset.column_names else []
     pairs: list[tuple[str, str]] = []
     for row, (text, target) in enumerate(zip(sources, targets, strict=True)):
-        target = (listed[row] if listed else None) or target
+        role_of, target = (REFERENCES, listed[row]) if listed and listed[row] else ("target", target)
         references = list(target) if isinstance(target, list) else [target]
-        for role, values in (("source", [text]), ("target", references or [None])):
+        for role, values in (("source", [text]), (role_of, references or [None])):
             if not all(isinstance(value, str) and value.strip() for value in values):
                 raise TextInvalid(source=source, column=used[role], reason="no text", row=row)
         pairs += [(text, reference.strip()) for reference in references]
