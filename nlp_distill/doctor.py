@@ -120,7 +120,7 @@ def check_model(reference: str, task_name: str) -> list[str]:
         lines.append(f"  {task_name}: as encoder and decoder of one model (warm start), trained first")
         return [*lines, *_exports(warm_config(config), task)]
     try:
-        preflight.check_model(source, task)
+        preflight.check_tokenizer(source, task, config)
     except UserError as error:
         return [*lines, f"  {task_name}: no; {error}"]
     headed = has_head(source.folder, task.auto_class)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from nlp_distill.cache import obstacle
 from nlp_distill.errors import (
@@ -117,6 +117,14 @@ def check_model(source: Source, task: Task) -> PretrainedConfig:
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # Whatever transformers stumbles over in somebody's numbers.
         raise ConfigInvalid(reference=source.reference, reason=f"{type(error).__name__}: {error}") from error
+    tokenizer = check_tokenizer(source, task, config)
+    task.collate(tokenizer, config)
+    load_generation(source.folder)
+    return config
+
+
+def check_tokenizer(source: Source, task: Task, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, if it can serve the task. Raises `TokenizerSlow`, `TokenizerUnfit`, `ModelNotFound`."""
     tokenizer = load_tokenizer(source.folder)
     tokens = int(getattr(config, "encoder", config).vocab_size)
     if task.offsets and not tokenizer.is_fast:
@@ -127,9 +135,7 @@ def check_model(source: Source, task: Task) -> PretrainedConfig:
     idle = () if task.noisy else (tokenizer.mask_token,)
     if max(number for token, number in tokenizer.get_vocab().items() if token not in idle) >= tokens:
         raise TokenizerUnfit(reason=f"it has {len(tokenizer)} tokens, the model only {tokens}")
-    task.collate(tokenizer, config)
-    load_generation(source.folder)
-    return config
+    return tokenizer
 
 
 def _check_vocabulary(chosen: Student, task: Task, source: Source, config: PretrainedConfig) -> None:

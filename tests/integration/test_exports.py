@@ -8,9 +8,9 @@ import onnx
 import pytest
 
 import nlp_distill
-from nlp_distill.errors import ParityFailed, RunFailed, VariantUnknown
+from nlp_distill.errors import ParityFailed, VariantUnknown
 from nlp_distill.exports.parity import require_parity
-from nlp_distill.measuring import Measured, files_to_run, measure
+from nlp_distill.measuring import files_to_run
 from nlp_distill.prediction import load_pipeline
 from nlp_distill.recipe import Export
 
@@ -163,12 +163,6 @@ def test_parity_is_required():
     require_parity("student-onnx-fp32", {**found, "largest_logit": 50.0})
     with pytest.raises(ParityFailed):
         require_parity("student-onnx-fp32", {**found, "max_abs_difference": 0.0, "flips": 1, "largest_logit": 5.0})
-
-
-def test_a_worker_that_dies_is_named(tmp_path):
-    gone = Measured("student", str(tmp_path), "AutoModelForSequenceClassification", None)
-    with pytest.raises(RunFailed, match="the process that ran student died"):
-        measure([gone], [8], threads=1)
 
 
 def test_size_counts_what_is_needed_to_run(finished):
