@@ -132,7 +132,7 @@ def test_streams_outlive_a_database_that_cannot_be_read(monkeypatch):
 
 
 def test_contexts_of_too_many_windows_are_refused_before_they_are_cut():
-    tokenizer = SimpleNamespace(model_max_length=384)
+    tokenizer = SimpleNamespace(model_max_length=384, count=lambda text: len(text.split()))
     reader = LightAnswerer.__new__(LightAnswerer)
     reader.settings, reader.tokenizer = {"max_seq_len": 384, "doc_stride": 128}, tokenizer
     entry = {"question": "a", "context": "a " * 50_000}
