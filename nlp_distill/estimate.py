@@ -167,9 +167,12 @@ def _steps(training: Training, examples: float) -> int:
 def _seconds(
     training: Training, model: Part, beside: Part | None, examples: float, tokens: float, rate: float
 ) -> float:
-    """Forward and backward of a model (2 + 4 operations a parameter and token), forward of the one beside it."""
-    work = 6 * model.per_token + (2 * beside.per_token if beside else 0)
-    computing = examples * training.epochs * tokens * work / (rate * EFFICIENCY)
+    """Forward and backward of a model (2 + 4 operations a parameter and token), forward of the one beside it: at every
+    epoch, or once where its signals are cached.
+    """
+    passes = training.epochs if getattr(training, "cache", "none") == "none" else 1
+    work = 6 * model.per_token * training.epochs + (2 * beside.per_token * passes if beside else 0)
+    computing = examples * tokens * work / (rate * EFFICIENCY)
     return computing + _steps(training, examples) * OPTIMIZER * model.parameters / BANDWIDTH
 
 

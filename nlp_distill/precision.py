@@ -15,7 +15,10 @@ from transformers import PreTrainedModel
 from nlp_distill.signals import model_inputs
 from nlp_distill.task import Batch
 
-ROUNDS = 6
+ROUNDS, LEAST, SECONDS = 6, 2, 2.0
+"""How often the probe times both; not again after so many seconds, once it has done so the least number of times."""
+PROBED = 512
+"""Tokens of the probe's batch on a CPU: enough to fill its matrix products."""
 WORTH_IT = 1.1
 """bf16 must be this many times faster: below, its rounding buys nothing."""
 
@@ -52,8 +55,11 @@ def probe(model: PreTrainedModel, batch: Batch) -> dict[str, float | str]:
     """
     device = batch["input_ids"].device
     times: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    begun = time.perf_counter()
     with torch.random.fork_rng():
         for round_number in range(ROUNDS + 1):
+            if round_number > LEAST and time.perf_counter() - begun > SECONDS:
+                break
             for name in times:
                 start = time.perf_counter()
                 with torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16"):

@@ -20,7 +20,7 @@ from nlp_distill.estimate import check_disk
 from nlp_distill.loading import load_config, load_model, save_model
 from nlp_distill.loop import Notify, Trained, train
 from nlp_distill.objective import Objective
-from nlp_distill.precision import deterministic, probe
+from nlp_distill.precision import PROBED, deterministic, probe
 from nlp_distill.preflight import check, supervise_map
 from nlp_distill.publishing import check_publish, publish_stage
 from nlp_distill.recipe import OPERATION, Phase, Recipe
@@ -250,6 +250,8 @@ def _settle_precision(road: Road) -> None:
             model = load_model(road.source.folder, task.auto_class, **task.config_settings())
             model.to(road.accelerator.device)
             typical = rows.lengths.argsort()[len(rows.lengths) // 2 :][:32]
+            if model.device.type == "cpu":
+                typical = typical[: max(1, PROBED // int(rows.lengths[typical[0]]))]
             batch = task.collate(road.teacher_tokenizer, model.config)(rows.take(typical, seed=0))
             settled = probe(model, {name: v.to(road.accelerator.device) for name, v in model_inputs(batch).items()})
         road.rundir.update_manifest(precision={"asked": asked, **settled})

@@ -1,8 +1,11 @@
 """An estimate counts what a run then has; time is only roughly right and not tested."""
 
+import pytest
+
 import nlp_distill
-from nlp_distill.estimate import Part, estimate
+from nlp_distill.estimate import EFFICIENCY, Part, _seconds, estimate
 from nlp_distill.loading import load_model
+from nlp_distill.recipe import Phase
 from nlp_distill.testing import save_tiny, tiny_config, tiny_model
 
 
@@ -29,6 +32,14 @@ def test_an_estimate_against_the_run(tiny_recipe, tmp_path):
     assert expected.disk > sum(file.stat().st_size for file in run.path.rglob("*.safetensors"))
     assert 0 < expected.seconds < 600 and expected.memory > 0.5e9
     assert any(line.startswith("  memory: about") for line in expected.lines())
+
+
+def test_a_cached_teacher_is_run_once():
+    teacher, student = Part(100, 90, 6, 8), Part(50, 40, 3, 8)
+    seconds = {
+        cache: _seconds(Phase(epochs=3, cache=cache), student, teacher, 1e9, 10, rate=1e9) for cache in ("none", "auto")
+    }
+    assert seconds["none"] - seconds["auto"] == pytest.approx(2 * 2 * 90 * 1e10 / (1e9 * EFFICIENCY), rel=1e-3)
 
 
 def test_a_full_disk_is_said_before(tiny_recipe, tmp_path, monkeypatch):
