@@ -505,5 +505,5 @@ def test_the_quickstart_in_five_clicks(service, visit):
     page.wait_for_url("**/jobs/job_*")
     expect(page.locator("h1")).to_contain_text("succeeded", timeout=30 * 60_000)
     visitor.click("link", "Open the report")
-    expect(page.frame_locator("iframe").get_by_text("Recommended: student-onnx-int8")).to_be_visible()
+    expect(page.frame_locator("iframe").get_by_text("Recommended: student")).to_be_visible()
     assert visitor.clicks <= MOST_CLICKS and visitor.trouble == []
