@@ -48,8 +48,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         bench = prepare(Path(temporary))
         given = {"short": texts(ROWS["short"] + 1), "long": long_texts(ROWS["long"] + 1)}
+        written = {length: write_rows(bench, length, given[length]) for length in asked.rows}
         for length, losses in product(asked.rows, asked.losses):
-            rows = write_rows(bench, length, given[length])
+            rows = written[length]
             minus = MINUS | OF_LENGTH[length] | (ALONE if losses == "narrow" else {})
             if bench.precision == "fp32":
                 minus = {name: it for name, it in minus.items() if name != "bf16"}
@@ -57,11 +58,11 @@ def main() -> None:
             arms += [ours(bench, rows, losses, name=name, **settings) for name, settings in minus.items()]
             found = compared(measured(arms, asked.rounds, 1, lambda line: print(line, flush=True)), "ours", "again")
             result[f"{length} rows, {losses}"] = {**found, "rounds": asked.rounds}
+            keep(__file__, result, about)
             for name, ratio in found["ratio"].items():
                 shown = ratio[found["clock"] or "cpu"]
                 low, high = shown["ci95"]
-                print(f"{length} rows, {losses}, minus {name}: {shown['value']:.2f} ({low:.2f}–{high:.2f})")
-    keep(__file__, result, about)
+                print(f"{length} rows, {losses}, minus {name}: {shown['value']:.2f} ({low:.2f}–{high:.2f})", flush=True)
 
 
 if __name__ == "__main__":
