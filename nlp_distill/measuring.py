@@ -203,11 +203,7 @@ def memory_held() -> int:
 
 
 def import_engine(variant: Measured) -> None:
-    """Import what a variant runs on, so that the time to load is that of the model alone.
-
-    But not scikit-learn, a third of it all, which transformers imports for assisted generation, wherever it is there.
-    """
-    sys.modules.setdefault("sklearn", None)  # type: ignore[arg-type]
+    """Import what a variant runs on, so that the time to load is that of the model alone."""
     from transformers import AutoModel  # noqa: F401
 
     if form := form_of(variant.variant) if variant.variant else None:
@@ -268,6 +264,8 @@ def _vocabulary(config: Any) -> int:
 if __name__ == "__main__":
     described = json.loads(sys.argv[1])
     asked_threads = described.pop("threads")
+    # Where it is there, transformers imports it for assisted generation: a third of a worker's start.
+    sys.modules["sklearn"] = None  # type: ignore[assignment]
     # What libraries print goes to stderr; the original stdout carries answers only.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as only_answers:
         os.dup2(2, 1)

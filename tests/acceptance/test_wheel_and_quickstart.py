@@ -63,7 +63,7 @@ def installed(tmp_path_factory):
 
 def test_the_quickstart_in_short(installed):
     tool = installed / "env" / "bin" / "nlp-distill"
-    output = call(tool, "run", "quickstart", "-o", "data.limit=3200", "-o", "distill.epochs=3", cwd=installed)
+    output = call(tool, "run", "quickstart", "-o", "data.limit=4000", "-o", "distill.epochs=3", cwd=installed)
     assert "Recommended: student-onnx-int8" in output
     assert "nlp-distill predict runs/quickstart" in output
     results = json.loads((installed / "runs" / "quickstart" / "results.json").read_text())
