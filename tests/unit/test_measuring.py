@@ -31,6 +31,13 @@ def short(monkeypatch):
     monkeypatch.setattr(measuring, "RUNS", 3)
 
 
+def test_a_slow_model_is_timed_less_often(model, monkeypatch):
+    call = measuring._loaded(Measured("student", str(model), CLASSIFIER, None), 1)
+    assert len(call(8, 1, 10)) == 10
+    monkeypatch.setattr(measuring, "SECONDS", 0.0)
+    assert len(call(8, 1, 10)) == measuring.LEAST
+
+
 def test_every_variant_is_timed_at_every_length(model, short):
     variants = [
         Measured("student", str(model), CLASSIFIER, None),
