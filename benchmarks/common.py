@@ -16,10 +16,11 @@ import torch
 
 from nlp_distill.cutting import slices
 from nlp_distill.loading import load_model, load_tokenizer
-from nlp_distill.loop import Rows, Step, adamw
+from nlp_distill.loop import Step, adamw
 from nlp_distill.objective import Objective
 from nlp_distill.precision import probe
 from nlp_distill.recipe import Data, Student, Training
+from nlp_distill.rows import Rows
 from nlp_distill.signals import LiveTeacher, model_inputs
 from nlp_distill.sources import resolve
 from nlp_distill.student import cut_student

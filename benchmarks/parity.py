@@ -12,10 +12,11 @@ from prepared import AUTO, BATCH, LENGTH, STUDENT, Bench, held_out, texts, write
 import nlp_distill
 from nlp_distill.cutting import slices
 from nlp_distill.loading import load_model, load_tokenizer
-from nlp_distill.loop import Rows, Step, adamw, learning_rate
+from nlp_distill.loop import Step, adamw, learning_rate
 from nlp_distill.losses import logits_kl
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import Recipe
+from nlp_distill.rows import Rows
 from nlp_distill.signals import LiveTeacher
 from nlp_distill.task import load_task
 

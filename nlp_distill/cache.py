@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers import PretrainedConfig
@@ -25,18 +24,15 @@ from nlp_distill.batches import Indices, micro_batches
 from nlp_distill.errors import CacheRefused
 from nlp_distill.families import family_of
 from nlp_distill.losses import at_first, first_tokens
+from nlp_distill.records import FORMS, TOP, WIDE, Part
 from nlp_distill.rundir import new_folder
 from nlp_distill.shelf import INDEX, seal, sealed
-from nlp_distill.signals import LAYERED, Request, Signal, TeacherSource, TopLogits
+from nlp_distill.signals import LAYERED, Request, Signal, TeacherSource
 from nlp_distill.task import Batch, Task
 from nlp_distill.terms import AnyTerm, LogitsTerm
 
 FORMAT = 2
-TOP = 64
-"""Logits kept of a token whose distribution is wide."""
-WIDE = 4 * TOP
 BUILD_TOKENS = 4096
-FORMS = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
 
 
 def obstacle(task: Task, teacher: PretrainedConfig, terms: Sequence[AnyTerm], asked: str) -> str:
@@ -68,110 +64,6 @@ class Examples:
     def cuts(self) -> list[Indices]:
         """All examples in micro-batches, sorted by length."""
         return micro_batches(np.arange(len(self.lengths)), self.lengths, BUILD_TOKENS)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One signal: a flat file of records. `axis`: what its records are of; `width`: numbers in one.
-
-    `form`: float32, bfloat16, int8 (with a scale a record), top or, in half precision, top16 (`TopLogits`).
-    `fill`: what stands at padding.
-    """
-
-    kind: str
-    place: tuple[Any, ...]
-    axis: str
-    width: int
-    form: str
-    scalar: bool = False
-    fill: float = 0.0
-    temperatures: tuple[float, ...] = ()
-
-    @property
-    def file(self) -> str:
-        """Its name."""
-        return ".".join(map(str, (self.kind, *self.place))) + ".bin"
-
-    @property
-    def key(self) -> Any:
-        """Where a `Signal` keeps it, among others of its kind."""
-        return self.place[0] if self.kind == "logits" else self.place
-
-    def of(self, signal: Signal) -> Tensor:
-        """Its values in what a teacher gave."""
-        kept = getattr(signal, self.kind)
-        values: Tensor = kept if self.kind == "encoded" else kept[self.key]
-        return values
-
-    def put(self, signal: Signal, values: Tensor | TopLogits) -> None:
-        """Fill its place in a signal."""
-        if self.kind == "encoded":
-            signal.encoded = values  # type: ignore[assignment]
-        else:
-            getattr(signal, self.kind)[self.key] = values
-
-    @property
-    def record(self) -> np.dtype[Any]:
-        """The layout of a record."""
-        fields: dict[str, list[Any]] = {
-            "float32": [("values", "<f4", (self.width,))],
-            "bfloat16": [("values", "<i2", (self.width,))],
-            "int8": [("values", "i1", (self.width,)), ("scale", "<f4", (1,))],
-        }
-        for form, values in (("top", "<f4"), ("top16", "<f2")):
-            tails = ("tails", "<f4", (len(self.temperatures),))
-            fields[form] = [("values", values, (TOP,)), ("indices", "<i4", (TOP,)), tails]
-        return np.dtype(fields[self.form])
-
-    def encode(self, rows: Tensor) -> NDArray[Any]:
-        """Records of rows [N, width]."""
-        rows, records = rows.float(), np.empty(len(rows), self.record)
-        if not self.form.startswith("top"):
-            rows = rows.cpu()
-        if self.form == "float32":
-            records["values"] = rows.numpy()
-        elif self.form == "bfloat16":
-            records["values"] = rows.bfloat16().view(torch.int16).numpy()
-        elif self.form == "int8":
-            scale = (rows.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-            records["values"], records["scale"] = (rows / scale).round().to(torch.int8).numpy(), scale.numpy()
-        else:
-            top = rows.topk(TOP, dim=-1)
-            largest, others = top.values[:, :1], rows.scatter(-1, top.indices, -torch.inf)
-            # Half precision ends at 65504; what lies so far below the largest has no probability.
-            records["values"] = (top.values - largest).clamp(min=-6e4).cpu().numpy()
-            records["indices"] = top.indices.cpu().numpy()
-            for number, temperature in enumerate(self.temperatures):
-                records["tails"][:, number] = ((others - largest) / temperature).logsumexp(-1).cpu().numpy()
-        return records
-
-    def decode(self, records: NDArray[Any], mask: Tensor) -> Tensor | TopLogits:
-        """What the teacher gave, at the places that the mask counts."""
-
-        def spread(field: str, fill: float = 0.0) -> Tensor:
-            return padded(torch.from_numpy(np.ascontiguousarray(records[field])), mask, fill)
-
-        if self.form.startswith("top"):
-            tails = spread("tails")
-            by_temperature = {temperature: tails[..., number] for number, temperature in enumerate(self.temperatures)}
-            return TopLogits(spread("values"), spread("indices").long(), by_temperature)
-        if self.form == "bfloat16":
-            values = torch.from_numpy(np.ascontiguousarray(records["values"])).view(torch.bfloat16)
-            return padded(values, mask, self.fill)
-        values = spread("values", self.fill)
-        if self.form == "int8":
-            values = values.float() * spread("scale")
-        return values.squeeze(-1) if self.scalar else values
-
-
-def padded(values: Tensor, mask: Tensor, fill: float) -> Tensor:
-    """Values [N, W] at the N places of a mask [B] or [B, S]; `fill` at the others."""
-    values = values.to(mask.device)
-    if bool(mask.all()):
-        return values.view(*mask.shape, values.shape[-1])
-    spread = values.new_full((*mask.shape, values.shape[-1]), fill)
-    spread[mask] = values
-    return spread
 
 
 def axes(task: Task, batch: Batch, last: str) -> dict[str, Tensor]:
@@ -277,46 +169,83 @@ def _counts(task: Task, examples: Examples, last: str, used: set[str]) -> dict[s
     return counts
 
 
-def write(
-    folder: Path,
-    planned: Plan,
+@dataclass(frozen=True)
+class Draft:
+    """A cache that is being written: its files have their full length, and every process fills its share."""
+
+    folder: Path
+    planned: Plan
+
+
+Biases = dict[str, Tensor]
+"""By stack: the position biases of the longest example that was seen."""
+
+
+def longest(biases: Sequence[Biases]) -> Biases:
+    """Of each stack the widest."""
+    stacks = sorted({stack for some in biases for stack in some})
+    return {stack: max((some[stack] for some in biases if stack in some), key=len) for stack in stacks}
+
+
+def fill(
+    draft: Draft,
     task: Task,
     teacher: TeacherSource,
     examples: Examples,
     last: str,
-    about: dict[str, Any],
     progress: Callable[[int, int], None],
-) -> None:
-    """Run the teacher once over all examples and publish the folder.
+    rank: int = 0,
+    world: int = 1,
+) -> Biases:
+    """Run the teacher over a process's share of the examples, every `world`-th micro-batch, into the files.
 
-    `progress(done, all)` counts examples; what it raises ends the writing and leaves nothing behind.
+    `progress(done, all)` counts the examples of all processes, were they as far as this one.
     """
-    cuts = examples.cuts()
-    biases: dict[str, Tensor] = {}
-    with new_folder(folder) as temporary, ExitStack() as opened:
-        files = {part.file: opened.enter_context((temporary / part.file).open("wb")) for part in planned.parts}
-        done = 0
-        for cut in cuts:
+    parts, cuts = draft.planned.parts, examples.cuts()
+    starts, biases, done = _starts(draft.planned, cuts), Biases(), 0
+    with ExitStack() as opened:
+        files = {part.file: opened.enter_context((draft.folder / part.file).open("r+b")) for part in parts}
+        for cut in cuts[rank::world]:
             batch = examples.read(cut, 0)
             masks, signal = axes(task, batch, last), teacher.signal(batch)
-            for part in planned.parts:
+            for part in parts:
                 values = part.of(signal)
                 mask = masks[part.axis].to(values.device)
                 if part.axis.endswith(".first"):
                     values, mask = at_first(values, mask), mask.any(1)
+                files[part.file].seek(int(starts[part.axis][cut[0]]) * part.record.itemsize)
                 files[part.file].write(part.encode(values[mask].view(-1, part.width)).tobytes())
-            for stack, bias in signal.bias.items():
-                if stack not in biases or len(bias) > len(biases[stack]):
-                    biases[stack] = bias.float().cpu().contiguous()
-            done += len(cut)
-            progress(done, len(examples.lengths))
-        opened.close()
-        order = np.concatenate(cuts)
+            seen = {stack: bias.float().cpu().contiguous() for stack, bias in signal.bias.items()}
+            biases, done = longest([biases, seen]), done + len(cut)
+            progress(min(done * world, len(examples.lengths)), len(examples.lengths))
+    return biases
+
+
+def _starts(planned: Plan, cuts: list[Indices]) -> dict[str, Indices]:
+    """By axis: the number of each example's first record. Micro-batches follow each other, as do their examples."""
+    order, starts = np.concatenate(cuts), {}
+    for axis, counts in planned.counts.items():
+        starts[axis] = np.empty_like(counts)
+        starts[axis][order] = np.cumsum(counts[order]) - counts[order]
+    return starts
+
+
+def write(
+    folder: Path,
+    planned: Plan,
+    examples: Examples,
+    last: str,
+    about: dict[str, Any],
+    filled: Callable[[Draft], Biases],
+) -> None:
+    """Publish the folder, whose files `filled` fills; what that raises leaves nothing behind."""
+    with new_folder(folder) as temporary:
+        for part in planned.parts:
+            with (temporary / part.file).open("wb") as file:
+                file.truncate(part.record.itemsize * int(planned.counts[part.axis].sum()))
+        biases = filled(Draft(temporary, planned))
         index = {f"counts.{axis}": counts for axis, counts in planned.counts.items()}
-        for axis, counts in planned.counts.items():
-            starts = np.empty_like(counts)
-            starts[order] = np.cumsum(counts[order]) - counts[order]
-            index[f"starts.{axis}"] = starts
+        index |= {f"starts.{axis}": starts for axis, starts in _starts(planned, examples.cuts()).items()}
         index |= {f"bias.{stack}": bias.numpy() for stack, bias in biases.items()}
         save_file(index, temporary / INDEX)
         seal(temporary, {"parts": [asdict(part) for part in planned.parts], "last": last, "about": about})

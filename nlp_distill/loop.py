@@ -18,14 +18,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from datasets import Dataset
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_distill.allocator import keep_freed_memory
 from nlp_distill.attention import attention_by_heads
-from nlp_distill.batches import derived_seed, epoch_steps, micro_batches, rank_share, steps_per_epoch
+from nlp_distill.batches import Indices, derived_seed, epoch_steps, micro_batches, rank_share, steps_per_epoch
 from nlp_distill.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
 from nlp_distill.errors import Interrupted, LossNotFinite, RunFailed
 from nlp_distill.families import encoder_of
@@ -33,6 +31,7 @@ from nlp_distill.first_token import first_token_only
 from nlp_distill.noise import fast_dropout
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import Training
+from nlp_distill.rows import Rows, ahead, padded_in_eights, to_device
 from nlp_distill.scores import model_pipeline, predict
 from nlp_distill.signals import Signal, TeacherSource, capture, first_suffices, model_inputs
 from nlp_distill.task import Batch, Task
@@ -44,44 +43,6 @@ Notify = Callable[..., None]
 PROGRESS_SECONDS = 1.0
 EVALUATION_TOKENS = 8192
 SELECTION_BATCH = 32
-
-
-@dataclass
-class Rows:
-    """Tokenised examples (`Task.features`), with the raw rows that `Task.score` needs. `lengths`: tokens of each.
-
-    `twin`: the same examples read by the teacher's own tokenizer, and the function that pads them.
-    """
-
-    features: Dataset
-    raw: Dataset
-    twin: tuple[Dataset, Callable[[list[dict[str, Any]]], Batch]] | None = None
-
-    def __post_init__(self) -> None:
-        given = "length" in self.features.column_names
-        lengths = self.features["length"][:] if given else [len(ids) for ids in self.features["input_ids"]]
-        self.lengths = np.array(lengths, dtype=np.int64)
-
-    def take(self, indices: NDArray[np.int64], seed: int) -> list[dict[str, Any]]:
-        """Examples by number, each with a `noise` of its own that depends on the seed and the example alone."""
-        rows = _dicts(self.features, indices)
-        for row in rows:
-            row["noise"] = derived_seed(seed, row["example_id"])
-        return rows
-
-    def batch(self, indices: NDArray[np.int64], seed: int, collate: Callable[[list[dict[str, Any]]], Batch]) -> Batch:
-        """Examples as one batch, their numbers under `row`, under `teacher` its own reading where that differs."""
-        batch = collate(self.take(indices, seed))
-        batch["row"] = torch.from_numpy(indices)
-        if self.twin is not None:
-            features, read = self.twin
-            batch["teacher"] = read(_dicts(features, indices))
-        return batch
-
-
-def _dicts(features: Dataset, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
-    columns: dict[str, list[Any]] = features[indices.tolist()]
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 @dataclass
@@ -178,7 +139,8 @@ def train(
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     if min(settings.batch_size, len(rows.lengths)) < world:
         raise RunFailed(stage=stage, reason=f"{world} processes cannot share steps of {settings.batch_size} examples")
-    collate = task.collate(setting.tokenizer, model.config)
+    on_gpu = device.type == "cuda"
+    collate = task.collate(padded_in_eights(setting.tokenizer) if on_gpu else setting.tokenizer, model.config)
     step_module = Step(model, objective, setting.autocast).to(device)
     wrapped = accelerator.prepare_model(step_module)
     optimizer = adamw(step_module, settings)
@@ -198,6 +160,11 @@ def train(
             checkpoints.save(Checkpoint(state, dict(step_module.state_dict()), tensors, best))
         accelerator.wait_for_everyone()
 
+    def micro_batches_of(numbered: tuple[int, Indices]) -> list[Batch]:
+        number, step = numbered
+        chance, mine = derived_seed(setting.seed, "examples", number), rank_share(step, rank, world)
+        return rows.micro_batches(mine, settings.micro_batch_tokens, chance, collate, device)
+
     finished = done_steps >= total or _out_of_patience(done, settings)
     last_saved = last_shown = time.monotonic()
     stop, examples = False, 0
@@ -206,12 +173,10 @@ def train(
         while not finished:
             epoch = done_steps // per_epoch
             steps = epoch_steps(rows.lengths, settings.batch_size, setting.seed, epoch)
-            for within in range(done_steps - epoch * per_epoch, per_epoch):
+            begun = epoch * per_epoch
+            left = list(enumerate(steps, begun))[done_steps - begun :]
+            for within, micro in enumerate(ahead(micro_batches_of, left, on_gpu), done_steps - begun):
                 # One optimizer step: counts first, so that every micro-batch is normalised over the whole step.
-                mine = rank_share(steps[within], rank, world)
-                cuts = micro_batches(mine, rows.lengths, settings.micro_batch_tokens)
-                chance = derived_seed(setting.seed, "examples", done_steps)
-                micro = [to_device(rows.batch(cut, chance, collate), device) for cut in cuts]
                 due = time.monotonic() - last_saved >= settings.checkpoint_minutes * 60
                 counts, stop, due = _agree(objective, micro, setting, due)
                 for group in optimizer.param_groups:
@@ -232,14 +197,7 @@ def train(
                 if now - last_shown >= PROGRESS_SECONDS or done_steps == total:
                     rate, examples = examples / (now - last_shown), 0
                     losses = {name: value * world / (within + 1) for name, value in epoch_sums.items()}
-                    notify(
-                        "progress",
-                        stage=stage,
-                        step=done_steps,
-                        steps=total,
-                        examples_per_s=rate,
-                        losses=losses,
-                    )
+                    notify("progress", stage=stage, step=done_steps, steps=total, examples_per_s=rate, losses=losses)
                     last_shown = now
                 if within + 1 < per_epoch and (stop or due):
                     checkpoint()
@@ -368,11 +326,6 @@ def _over_ranks(values: dict[str, float], accelerator: Accelerator) -> dict[str,
     return dict(zip(values, summed.tolist(), strict=True))
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch, and what it carries of the teacher's, on a device."""
-    return {n: to_device(v, device) if isinstance(v, dict) else v.to(device) for n, v in batch.items()}
-
-
 @contextmanager
 def _quickly(model: PreTrainedModel, lean: bool) -> Iterator[None]:
     """Noise from a generator of the training's own, and what makes a step short; `lean`: the last layer for [CLS]."""
@@ -386,9 +339,7 @@ def _out_of_patience(done: Trained, settings: Training) -> bool:
     return settings.patience is not None and done.best_epoch > 0 and waited >= settings.patience
 
 
-def _refuse_not_finite(
-    sums: dict[str, Tensor], norm: Tensor, step: int, examples: NDArray[np.int64], stage: str
-) -> None:
+def _refuse_not_finite(sums: dict[str, Tensor], norm: Tensor, step: int, examples: Indices, stage: str) -> None:
     bad = [name for name, value in sums.items() if not torch.isfinite(value)]
     shown = ", ".join(str(i) for i in examples[:8].tolist())
     raise LossNotFinite(value=float(norm), step=step, term=bad[0] if bad else "gradient", examples=shown, stage=stage)

@@ -24,9 +24,10 @@ from transformers import PretrainedConfig
 from nlp_distill.cutting import slices
 from nlp_distill.errors import RunFailed, TrackerMissing
 from nlp_distill.loading import load_model, load_tokenizer
-from nlp_distill.loop import Notify, Rows, Setting
+from nlp_distill.loop import Notify, Setting
 from nlp_distill.precision import autocast_dtype
 from nlp_distill.recipe import Recipe
+from nlp_distill.rows import Rows
 from nlp_distill.rundir import RunDir, versions
 from nlp_distill.sources import resolve
 from nlp_distill.starts import first_source

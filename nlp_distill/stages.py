@@ -32,8 +32,9 @@ from nlp_distill.signals import model_inputs
 from nlp_distill.sources import resolve
 from nlp_distill.stage_keys import UPSTREAM, StageKeys, standing
 from nlp_distill.student import Built, cut_student, frozen, shaped_student
+from nlp_distill.targets import taught_rows
 from nlp_distill.teacher import prepare
-from nlp_distill.teaching import taught_rows, teacher_source
+from nlp_distill.teaching import teacher_source
 from nlp_distill.terms import LabelsTerm
 from nlp_distill.trouble import named, together
 from nlp_distill.variants import evaluate_stage, export_stage, measure_stage, results_stage

@@ -22,9 +22,10 @@ from nlp_distill.checkpoint import CheckpointFolder
 from nlp_distill.errors import HeadMissing, LabelMismatch, LoraOnNew
 from nlp_distill.families import family_of
 from nlp_distill.loading import has_head, load_config, load_model, save_model
-from nlp_distill.loop import Rows, Setting, Trained, train
+from nlp_distill.loop import Setting, Trained, train
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import OPERATION, Finetune, Lora, Teacher, Training
+from nlp_distill.rows import Rows
 from nlp_distill.rundir import new_folder, sha256_json, write_json
 from nlp_distill.sources import Source
 from nlp_distill.task import Task

@@ -14,20 +14,34 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-from nlp_distill.cache import FORMAT, CachedTeacher, Examples, Plan, last_stack, obstacle, plan, probe, write
+from nlp_distill.cache import (
+    FORMAT,
+    Biases,
+    CachedTeacher,
+    Draft,
+    Examples,
+    Plan,
+    fill,
+    last_stack,
+    longest,
+    obstacle,
+    plan,
+    probe,
+    write,
+)
 from nlp_distill.errors import CacheRefused, CacheTooLarge, DiskFull, Interrupted, NotWritable
 from nlp_distill.loading import load_model
-from nlp_distill.loop import PROGRESS_SECONDS, Rows, to_device
+from nlp_distill.loop import PROGRESS_SECONDS
 from nlp_distill.objective import Objective
-from nlp_distill.prediction import variant_pipeline
 from nlp_distill.recipe import Phase
 from nlp_distill.road import Road
-from nlp_distill.rundir import disk_errors, place_errors, sha256_json, write_text
-from nlp_distill.scores import predict, raw_lines, read_raw
+from nlp_distill.rows import Rows, to_device
+from nlp_distill.rundir import disk_errors, place_errors, sha256_json
 from nlp_distill.shelf import prune, sealed, sole_writer, teachers_folder, used_now
 from nlp_distill.signals import (
     LAYERED,
@@ -45,8 +59,6 @@ AUTO_BYTES = 2e9
 FORGOTTEN_SECONDS = 30 * 86_400.0
 """A cache that no run used for so long makes room for the next one."""
 LIVE, STOPPED = "none", "stopped"
-TARGETS, TARGETS_BATCH, TARGETS_AT_ONCE = "the teacher's targets", 32, 256
-"""A part of the targets is sorted by length and kept as a whole."""
 
 
 def teacher_source(
@@ -68,6 +80,9 @@ def teacher_source(
         except Interrupted:
             settled = STOPPED
     settled = road.agreed(settled)
+    while isinstance(settled, Draft):
+        lesson.share(settled)
+        settled = road.agreed(None)
     if settled == STOPPED:
         raise Interrupted(step=0, stage=name)
     return lesson.live if settled == LIVE else CachedTeacher(Path(settled), road.task)
@@ -230,6 +245,40 @@ class Lesson:
         return ""
 
     def _write(self, folder: Path, planned: Plan, precision: str) -> None:
+        road = self.road
+        about = {
+            "teacher": road.source.name,
+            "data": road.slices.source,
+            "examples": len(self.rows.lengths),
+            "signals": summary(self.request),
+            "precision": precision,
+        }
+        last = last_stack(self.teacher)
+        write(folder, planned, self.examples, last, about, lambda draft: self.share(road.agreed(draft)))
+
+    def share(self, draft: Draft) -> Biases:
+        """Every process's part of a cache; ends where all have done theirs, on the main one with what all saw.
+
+        Raises there what went wrong anywhere: `Interrupted`, `CacheRefused`, or its own trouble.
+        """
+        biases, trouble = Biases(), None
+        try:
+            biases = self._fill(draft)
+        except Exception as error:
+            trouble = error
+        said = STOPPED if isinstance(trouble, Interrupted) else str(trouble or "")
+        all_biases, all_said = zip(*gather_object([(biases, said)]), strict=True)
+        if self.road.main:
+            if trouble is not None:
+                raise trouble
+            if STOPPED in all_said:
+                raise Interrupted(step=0, stage=self.name)
+            for rank, words in enumerate(all_said):
+                if words:
+                    raise CacheRefused(reason=f"process {rank} could not write its share: {words}")
+        return longest(all_biases)
+
+    def _fill(self, draft: Draft) -> Biases:
         road, shown_at = self.road, time.monotonic()
 
         def progress(done: int, total: int) -> None:
@@ -240,15 +289,10 @@ class Lesson:
                 road.notify("progress", stage="the teacher's cache", step=done, steps=total)
                 shown_at = time.monotonic()
 
-        about = {
-            "teacher": road.source.name,
-            "data": road.slices.source,
-            "examples": len(self.rows.lengths),
-            "signals": summary(self.request),
-            "precision": precision,
-        }
-        last = last_stack(self.teacher)
-        write(folder, planned, road.task, self.live, self.examples, last, about, progress)
+        process = road.accelerator
+        rank, world = process.process_index, process.num_processes
+        with disk_errors(draft.folder):
+            return fill(draft, road.task, self.live, self.examples, last_stack(self.teacher), progress, rank, world)
 
     def _make_room(self) -> None:
         """Caches that nobody uses any more go when another one comes."""
@@ -291,45 +335,6 @@ def summary(request: Request) -> str:
 def shown(size: float) -> str:
     """Bytes, for people."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def taught_rows(road: Road) -> Rows:
-    """The training rows with what the teacher generates as their labels; made once a run. Raises `Interrupted`."""
-    rows, file = road.slices.train, road.rundir.path / "targets.jsonl"
-    stopped = False
-    if road.main:
-        try:
-            _write_targets(road, rows, file)
-        except Interrupted:
-            stopped = True
-    if road.agreed(stopped):
-        raise Interrupted(step=0, stage=TARGETS)
-    return road.rows(road.task.with_answers(rows, read_raw(file.read_text(encoding="utf-8"))))
-
-
-def _write_targets(road: Road, rows: Dataset, file: Path) -> None:
-    """Line by line what the teacher says; a run that was stopped goes on where a whole part ends."""
-    key = road.rundir.manifest()["stages"]["teacher"]["key"]
-    if road.rundir.manifest().get("targets") != key:
-        write_text(file, "")
-        road.rundir.update_manifest(targets=key)
-    said = file.read_text(encoding="utf-8").split("\n")[:-1]
-    if len(said) == len(rows):
-        return
-    said = said[: len(said) // TARGETS_AT_ONCE * TARGETS_AT_ONCE]
-    write_text(file, "".join(line + "\n" for line in said))
-    pipe = variant_pipeline(road.rundir.teacher, road.task, None)
-
-    def progress(done: int, _: int) -> None:
-        if road.stop():
-            raise Interrupted(step=0, stage=TARGETS)
-        road.notify("progress", stage=TARGETS, step=start + done, steps=len(rows))
-
-    for start in range(len(said), len(rows), TARGETS_AT_ONCE):
-        part = rows.select(range(start, min(start + TARGETS_AT_ONCE, len(rows))))
-        lines = raw_lines(predict(pipe, road.task, part, TARGETS_BATCH, progress))
-        with disk_errors(file), file.open("a", encoding="utf-8") as stream:
-            stream.write(lines)
 
 
 def _plain(value: Any) -> Any:

@@ -14,8 +14,9 @@ from nlp_distill.errors import ExportInvalid, NotExportable
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from nlp_distill.loop import Notify, Rows
+    from nlp_distill.loop import Notify
     from nlp_distill.recipe import Export, Profile
+    from nlp_distill.rows import Rows
     from nlp_distill.task import Task
 
 

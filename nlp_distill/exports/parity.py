@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nlp_distill.batches import micro_batches
 from nlp_distill.errors import ParityFailed
-from nlp_distill.loop import Rows
+from nlp_distill.rows import Rows
 from nlp_distill.signals import model_inputs
 from nlp_distill.task import Task
 

@@ -12,9 +12,10 @@ from nlp_distill.checkpoint import CheckpointFolder
 from nlp_distill.cutting import slices
 from nlp_distill.errors import Interrupted, LossNotFinite
 from nlp_distill.loading import load_model, load_tokenizer
-from nlp_distill.loop import Rows, Setting, learning_rate, selection_score, train
+from nlp_distill.loop import Setting, learning_rate, selection_score, train
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import Data, Student, Training
+from nlp_distill.rows import Rows
 from nlp_distill.signals import LiveTeacher, Signal
 from nlp_distill.student import cut_student
 from nlp_distill.task import load_task

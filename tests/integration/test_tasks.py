@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import nlp_distill
-from nlp_distill import teaching
+from nlp_distill import targets
 from nlp_distill.doctor import check_model
 from nlp_distill.errors import (
     HeadMissing,
@@ -162,7 +162,7 @@ def test_sequence_level_distillation_learns_what_the_teacher_says(tiny_recipe, t
 
 
 def test_a_teacher_that_is_stopped_while_it_generates_goes_on_where_it_was(tiny_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(teaching, "TARGETS_AT_ONCE", 16)
+    monkeypatch.setattr(targets, "TARGETS_AT_ONCE", 16)
     new = {"layers": 1, "hidden_size": 16, "attention_heads": 2, "vocabulary": 300}
     recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST}, export=[])
 

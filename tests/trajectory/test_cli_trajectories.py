@@ -264,10 +264,31 @@ def test_kill_9_anywhere_ends_with_the_same_bits(undisturbed, tmp_path):
     assert history(run) == history(expected)
 
 
+IN_SMALL_CUTS = """
+import os
+
+if "RANK" in os.environ:
+    from nlp_distill import cache
+
+    cache.BUILD_TOKENS, fill = 64, cache.fill
+
+    def told(draft, *arguments):
+        open(os.environ["TOLD"] + os.environ["RANK"], "w").close()
+        return fill(draft, *arguments)
+
+    cache.fill = told
+"""
+
+
 @ONE_TASK
-def test_two_processes_agree_with_one(undisturbed, tmp_path):
+def test_two_processes_agree_with_one_and_share_the_cache(undisturbed, tmp_path):
     recipe, one = undisturbed
-    cli("distill", recipe, "--out", tmp_path / "two", *SLOWLY, command=TORCHRUN, ACCELERATE_USE_CPU="true")
+    (tmp_path / "sitecustomize.py").write_text(IN_SMALL_CUTS)
+    extra = {"PYTHONPATH": tmp_path, "TOLD": tmp_path / "told", "NLP_DISTILL_CACHE": tmp_path / "cache"}
+    arguments = ("distill", recipe, "--out", tmp_path / "two", "-o", "distill.cache=fp32", *SLOWLY)
+    cli(*arguments, command=TORCHRUN, ACCELERATE_USE_CPU="true", **{k: str(v) for k, v in extra.items()})
+    assert (tmp_path / "told0").exists() and (tmp_path / "told1").exists()
+    assert len(list((tmp_path / "cache" / "teachers").glob("*/manifest.json"))) == 1
     manifest = json.loads((tmp_path / "two" / "manifest.json").read_text())
     assert manifest["machine"]["processes"] == 2
     agree(history(one), history(tmp_path / "two"))

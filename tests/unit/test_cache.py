@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from nlp_distill import shelf
-from nlp_distill.cache import CachedTeacher, Examples, obstacle, plan, write
+from nlp_distill import cache, shelf
+from nlp_distill.cache import CachedTeacher, Examples, fill, longest, obstacle, plan, write
 from nlp_distill.errors import CacheRefused
 from nlp_distill.losses import logits_jsd, logits_kl
 from nlp_distill.signals import LAYERED, LiveTeacher, Request, TopLogits
@@ -74,11 +74,15 @@ def places(stack, *layers):
     return frozenset((stack, layer) for layer in layers)
 
 
-def cached(folder, model, task, request, precision, last="encoder", temperatures=(1.0,), live=None):
+def cached(folder, model, task, request, precision, last="encoder", temperatures=(1.0,), live=None, world=1):
     live = live or LiveTeacher(model, task, request, None)
     examples = Examples(LENGTHS, task.read)
     planned = plan(task, live, request, examples, last, precision, temperatures)
-    write(folder, planned, task, live, examples, last, {"teacher": "tiny"}, lambda done, total: None)
+
+    def filled(draft):
+        return longest([fill(draft, task, live, examples, last, lambda *_: None, n, world) for n in range(world)])
+
+    write(folder, planned, examples, last, {"teacher": "tiny"}, filled)
     return live, CachedTeacher(folder, task)
 
 
@@ -242,6 +246,19 @@ def test_a_damaged_cache_is_noticed(damage, tmp_path):
         CachedTeacher(folder, Tokens())
 
 
+@pytest.mark.parametrize("kind", ["mpnet", "t5"])
+def test_processes_that_share_the_writing_make_the_bytes_of_one(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "BUILD_TOKENS", 12)
+    seq2seq = kind == "t5"
+    task, last = Tokens("seq2seq" if seq2seq else "labels"), "decoder" if seq2seq else "encoder"
+    model = tiny_model(kind, "AutoModelForSeq2SeqLM") if seq2seq else tiny_model(kind)
+    assert len(Examples(LENGTHS, task.read).cuts()) > 3
+    for world in (1, 2, 3):
+        cached(tmp_path / str(world), model, task, EVERY[kind], "fp32", last, world=world)
+    for file in (tmp_path / "1").iterdir():
+        assert {(tmp_path / str(world) / file.name).read_bytes() for world in (2, 3)} == {file.read_bytes()}
+
+
 def test_a_writer_that_stops_leaves_nothing(tmp_path):
     task, request = Tokens(), Request(logits=True)
     live = LiveTeacher(tiny_model("bert"), task, request, None)
@@ -252,7 +269,9 @@ def test_a_writer_that_stops_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(tmp_path / "c", planned, task, live, examples, "encoder", {}, stop)
+        write(
+            tmp_path / "c", planned, examples, "encoder", {}, lambda d: fill(d, task, live, examples, "encoder", stop)
+        )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from nlp_distill import losses, objective
-from nlp_distill.cache import Part
+from nlp_distill.records import Part
 
 B, S, H, A, C = 3, 5, 8, 2, 4
 

@@ -11,9 +11,9 @@ from nlp_distill.exports.formats import FORMATS
 from nlp_distill.exports.onnx_files import dynamic_int8, export_fp32, instruction_set
 from nlp_distill.exports.parity import answer_changes, logit_difference, require_parity
 from nlp_distill.loading import load_config, load_model, load_ort, load_tokenizer
-from nlp_distill.loop import Rows
 from nlp_distill.prediction import load_pipeline, variant_pipeline
 from nlp_distill.recipe import Data, Export
+from nlp_distill.rows import Rows
 from nlp_distill.scores import predict
 from nlp_distill.task import load_task
 from nlp_distill.testing import save_tiny

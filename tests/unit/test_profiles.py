@@ -14,10 +14,10 @@ from nlp_distill.exports.format import Work
 from nlp_distill.exports.formats import FORMATS, forms_there
 from nlp_distill.exports.gate import Gate, points_lost
 from nlp_distill.loading import load_config, load_model, load_tokenizer, save_model
-from nlp_distill.loop import Rows
 from nlp_distill.prediction import load_pipeline, variant_pipeline
 from nlp_distill.preflight import check_exports
 from nlp_distill.recipe import Data, Export, Recipe
+from nlp_distill.rows import Rows
 from nlp_distill.scores import predict
 from nlp_distill.task import load_task
 from nlp_distill.testing import WORDS, save_tiny, tiny_config, tiny_questions, tiny_reversals, write_split

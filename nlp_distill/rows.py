@@ -1,0 +1,117 @@
+"""Tokenised examples, and how they become micro-batches on a device."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from nlp_distill.batches import Indices, derived_seed, micro_batches
+from nlp_distill.task import Batch
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+@dataclass
+class Rows:
+    """Tokenised examples (`Task.features`), with the raw rows that `Task.score` needs. `lengths`: tokens of each.
+
+    `twin`: the same examples read by the teacher's own tokenizer, and the function that pads them.
+    """
+
+    features: Dataset
+    raw: Dataset
+    twin: tuple[Dataset, Callable[[list[dict[str, Any]]], Batch]] | None = None
+
+    def __post_init__(self) -> None:
+        given = "length" in self.features.column_names
+        lengths = self.features["length"][:] if given else [len(ids) for ids in self.features["input_ids"]]
+        self.lengths = np.array(lengths, dtype=np.int64)
+
+    def take(self, indices: Indices, seed: int) -> list[dict[str, Any]]:
+        """Examples by number, each with a `noise` of its own that depends on the seed and the example alone."""
+        rows = _dicts(self.features, indices)
+        for row in rows:
+            row["noise"] = derived_seed(seed, row["example_id"])
+        return rows
+
+    def batch(self, indices: Indices, seed: int, collate: Callable[[list[dict[str, Any]]], Batch]) -> Batch:
+        """Examples as one batch, their numbers under `row`, under `teacher` its own reading where that differs."""
+        batch = collate(self.take(indices, seed))
+        batch["row"] = torch.from_numpy(indices)
+        if self.twin is not None:
+            features, read = self.twin
+            batch["teacher"] = read(_dicts(features, indices))
+        return batch
+
+    def micro_batches(
+        self,
+        some: Indices,
+        max_tokens: int,
+        seed: int,
+        collate: Callable[[list[dict[str, Any]]], Batch],
+        device: torch.device,
+    ) -> list[Batch]:
+        """Examples by number, cut under a token budget, on a device."""
+        cuts = micro_batches(some, self.lengths, max_tokens)
+        return [to_device(self.batch(cut, seed, collate), device) for cut in cuts]
+
+
+def _dicts(features: Dataset, indices: Indices) -> list[dict[str, Any]]:
+    columns: dict[str, list[Any]] = features[indices.tolist()]
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch, and what it carries of the teacher's, on a device; to a GPU from pinned memory, while it computes.
+
+    The numbers of its examples stay: they are looked up in files.
+    """
+
+    def moved(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return to_device(value, device)
+        if name == "row":
+            return value
+        return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+
+    return {name: moved(name, value) for name, value in batch.items()}
+
+
+def ahead(make: Callable[[Item], Made], items: Iterable[Item], beside: bool) -> Iterator[Made]:
+    """`make(item)` of each item, in order; `beside`: the next one is made in a thread while one is in use.
+
+    For a GPU, which leaves the processor idle; on a CPU the thread would take from the training.
+    """
+    if not beside:
+        yield from map(make, items)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        waiting = None
+        for item in items:
+            following = thread.submit(make, item)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
+
+
+def padded_in_eights(tokenizer: Any) -> Any:
+    """The tokenizer, padding to multiples of eight: few shapes, of the widths that a GPU's matrix units work in.
+
+    As it is where its longest text is none, which padding must not exceed.
+    """
+    if tokenizer.model_max_length % 8:
+        return tokenizer
+    wide = copy.copy(tokenizer)
+    wide.pad = partial(tokenizer.pad, pad_to_multiple_of=8)
+    return wide

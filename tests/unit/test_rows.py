@@ -1,0 +1,47 @@
+import time
+
+import pytest
+import torch
+
+from nlp_distill.rows import ahead, padded_in_eights, to_device
+from nlp_distill.testing import tiny_tokenizer
+
+
+def test_the_next_item_is_made_while_one_is_in_use():
+    begun = []
+
+    def make(item):
+        begun.append(item)
+        return item * 10
+
+    made = ahead(make, range(4), beside=True)
+    assert next(made) == 0
+    while len(begun) < 2:  # by the thread: nobody has asked for it
+        time.sleep(0.01)
+    assert list(made) == [10, 20, 30] and begun == [0, 1, 2, 3]
+    begun.clear()
+    assert next(ahead(make, range(4), beside=False)) == 0 and begun == [0]
+    assert list(ahead(make, [], beside=True)) == []
+
+
+def test_what_fails_ahead_fails_in_its_turn():
+    made = ahead(lambda item: 1 // item, [2, 1, 0, 1], beside=True)
+    assert [next(made), next(made)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(made)
+
+
+@pytest.mark.parametrize(("longest", "width"), [(64, 8), (61, 5)])
+def test_a_gpu_gets_widths_in_eights_where_the_model_has_so_many_places(longest, width):
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = longest
+    rows = [{"input_ids": [5] * 5, "attention_mask": [1] * 5}, {"input_ids": [5] * 3, "attention_mask": [1] * 3}]
+    batch = padded_in_eights(tokenizer).pad(rows, padding=True, return_tensors="pt")
+    assert batch["input_ids"].shape == (2, width) and batch["attention_mask"].sum() == 8
+    assert tokenizer.pad(rows, padding=True, return_tensors="pt")["input_ids"].shape == (2, 5)
+
+
+def test_numbers_of_examples_stay_with_the_processor():
+    batch = {"input_ids": torch.zeros(2, 3), "row": torch.arange(2), "teacher": {"input_ids": torch.zeros(2, 4)}}
+    moved = to_device(batch, torch.device("meta"))
+    assert moved["input_ids"].is_meta and moved["teacher"]["input_ids"].is_meta and not moved["row"].is_meta
