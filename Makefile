@@ -52,7 +52,7 @@ bench-ablations: setup  ## What each gain is worth: everything on, minus one
 bench-exports: setup $(if $(RUN),,runs/trimmed/results.json)  ## The table of goals of exports, of the trimmed quickstart or of RUN=folder
 	$(BIN)/python benchmarks/exports.py $(or $(RUN),runs/trimmed)
 
-EXPORTED := onnx, profile: fast}, {format: onnx, profile: small}, {format: onnx, profile: mobile}, {format: executorch, profile: mobile
+EXPORTED := onnx, profile: fast}, {format: onnx, profile: small}, {format: onnx, profile: mobile}, {format: openvino, profile: fast}, {format: executorch, profile: mobile}, {format: executorch, profile: small
 
 runs/trimmed/results.json: | setup
 	HF_HUB_OFFLINE=1 $(BIN)/nlp-distill run quickstart --out $(@D) -o student.vocabulary=trim -o 'export=[{format: $(EXPORTED)}]'

@@ -1,12 +1,13 @@
-"""Work in an ONNX graph: fused attention, int8 and 4-bit matrix products, small embeddings.
+"""Work in an ONNX graph: fused attention, smoothed activations, static int8 products.
 
-Nothing here depends on what else is in a batch: activations have scales that were measured before (static), or stay
-fp32. The exception are weights of 8 bits in blocks (`few_bits`), for decoders alone.
+Nothing here depends on what else is in a batch: activations have scales that were measured before.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ TURNED = "_turned"
 MOST_BYTES = (1 << 31) - (1 << 20)
 """Of a graph in one file: protobuf's limit, and room for what is no weight."""
 LARGE = 1 << 10
-"""Elements of a table from which on it is worth quantizing."""
+"""Elements of a matrix from which on it is worth quantizing."""
 
 
 def graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
@@ -77,7 +78,7 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
         del graph.node[:]
         graph.node.extend(kept)
         known = constants(model)
-    return _rebuilt(model)
+    return rebuilt(model)
 
 
 def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -91,7 +92,7 @@ def products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [
         node
         for node in model.graph.node
-        if node.op_type == "MatMul" and node.input[1] in known and _size(known[node.input[1]]) >= LARGE
+        if node.op_type == "MatMul" and node.input[1] in known and size_of(known[node.input[1]]) >= LARGE
     ]
 
 
@@ -134,60 +135,95 @@ def _difference(ours: Iterable[list[Array]], theirs: Iterable[list[Array]]) -> f
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
-def _extremes(model: onnx.ModelProto, feeds: Feeds) -> dict[str, Array]:
-    """Least and greatest value of each channel, (2, channels), of every activation that a matrix product takes."""
-    probed = onnx.ModelProto()
-    probed.CopyFrom(model)
+def probed(model: onnx.ModelProto, feeds: Feeds) -> Iterator[tuple[str, Array]]:
+    """Every activation that a matrix product takes, (name, values), row by row."""
+    inside = onnx.ModelProto()
+    inside.CopyFrom(model)
     names = sorted({node.input[0] for node in products(model)})
     if not names:
-        return {}
-    del probed.graph.output[:]
-    probed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    found: dict[str, Array] = {}
-    for outputs in run(probed, feeds):
-        for name, values in zip(names, outputs, strict=True):
-            rows = values.reshape(-1, values.shape[-1])
-            low, high = rows.min(0), rows.max(0)
-            before = found.get(name, np.stack([low, high]))
-            found[name] = np.stack([np.minimum(before[0], low), np.maximum(before[1], high)])
-    return found
+        return
+    del inside.graph.output[:]
+    inside.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    for outputs in run(inside, feeds):
+        yield from zip(names, outputs, strict=True)
+
+
+@dataclass
+class Channels:
+    """Of each channel of an activation: least and greatest value (0 within) and mean square, over all rows."""
+
+    low: Array
+    high: Array
+    square: Array
+
+    def divided(self, factor: Array) -> Channels:
+        """The same with each channel divided by its factor."""
+        return Channels(self.low / factor, self.high / factor, self.square / factor**2)
+
+    def noise(self, power: Array) -> float:
+        """What one scale for all channels does to a product, as a share of its variance, but for a constant.
+
+        `power`: sum of the squared weights of each channel.
+        """
+        span = float(self.high.max() - self.low.min())
+        return span**2 * float(power.sum()) / max(float((self.square * power).sum()), TINY)
+
+
+def _channels(model: onnx.ModelProto, feeds: Feeds) -> dict[str, Channels]:
+    """Of every activation that a matrix product takes."""
+    found: dict[str, Channels] = {}
+    tokens: dict[str, int] = {}
+    for name, values in probed(model, feeds):
+        rows = values.reshape(-1, values.shape[-1])
+        zeros = np.zeros(rows.shape[1])
+        before = found.setdefault(name, Channels(zeros, zeros, zeros))
+        low, high = np.minimum(before.low, rows.min(0)), np.maximum(before.high, rows.max(0))
+        found[name] = Channels(low, high, before.square + np.square(rows, dtype=np.float64).sum(0))
+        tokens[name] = tokens.get(name, 0) + len(rows)
+    return {name: replace(entry, square=entry.square / tokens[name]) for name, entry in found.items()}
 
 
 def ranges(model: onnx.ModelProto, feeds: Feeds) -> Ranges:
     """Least and greatest value of each activation that a matrix product takes; 0 is always within."""
-    extremes = _extremes(model, feeds).items()
-    return {name: (min(float(low.min()), 0.0), max(float(high.max()), 0.0)) for name, (low, high) in extremes}
+    return {name: (float(c.low.min()), float(c.high.max())) for name, c in _channels(model, feeds).items()}
 
 
-def smoothed(model: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
+def smoothed(model: onnx.ModelProto, feeds: Feeds, share: float = 1.0) -> onnx.ModelProto:
     """The same answers; channels with outlying activations are divided by what their weights are multiplied with.
 
     A few channels of a transformer are tens of times as large as the rest, so one scale for all is coarse. The price is
-    one more multiplication for each activation. SmoothQuant (Xiao et al. 2023, arXiv:2211.10438); the strength, 0.75,
-    left the least error here. An activation whose weights have other uses (ALBERT) stays as it is.
+    one more multiplication for each activation; `share`: of them, those that gain most. SmoothQuant (Xiao et al. 2023,
+    arXiv:2211.10438); the strength, 0.75, left the least error here. An activation whose weights have other uses
+    (ALBERT) stays as it is.
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
     known, takers = constants(made), products(made)
     uses = [(name, node.input[0]) for graph in graphs(made) for node in graph.node for name in node.input]
-    nodes = list(made.graph.node)
-    for given, (low, high) in _extremes(model, feeds).items():
-        mine = [node for node in takers if node.input[0] == given]
-        weights = {node.input[1] for node in mine}
+    gains: dict[str, tuple[float, Array]] = {}
+    for given, channels in _channels(model, feeds).items():
+        weights = {node.input[1] for node in takers if node.input[0] == given}
         if any(first != given for name, first in uses if name in weights):
             continue
-        arrays = {name: numpy_helper.to_array(known[name]) for name in weights}
-        activation = np.maximum(np.maximum(-low, high), TINY)
-        weight = np.maximum(np.max([np.abs(array).max(1) for array in arrays.values()], 0), TINY)
+        arrays = [numpy_helper.to_array(known[name]).astype(np.float64) for name in sorted(weights)]
+        activation = np.maximum(np.maximum(-channels.low, channels.high), TINY)
+        weight = np.maximum(np.max([np.abs(array).max(1) for array in arrays], 0), TINY)
         factor = activation**STRENGTH / weight ** (1 - STRENGTH)
-        factor = (factor / np.exp(np.log(factor).mean())).astype(np.float32)
-        for name, array in arrays.items():
-            known[name].CopyFrom(numpy_helper.from_array(array * factor[:, None], name))
+        factor /= np.exp(np.log(factor).mean())
+        power = sum(np.square(array).sum(1) for array in arrays)
+        gains[given] = channels.noise(power) - channels.divided(factor).noise(power * factor**2), factor
+    order = sorted(gains, key=lambda name: (-gains[name][0], name))
+    nodes = list(made.graph.node)
+    for given in order[: math.ceil(share * len(order))]:
+        factor = gains[given][1].astype(np.float32)
+        mine = [node for node in takers if node.input[0] == given]
+        for name in {node.input[1] for node in mine}:
+            known[name].CopyFrom(numpy_helper.from_array(numpy_helper.to_array(known[name]) * factor[:, None], name))
         made.graph.initializer.append(numpy_helper.from_array(1 / factor, f"{given}_factor"))
-        nodes.insert(nodes.index(mine[0]), _node("Mul", [given, f"{given}_factor"], f"{given}_smooth"))
+        nodes.insert(nodes.index(mine[0]), node_of("Mul", [given, f"{given}_factor"], f"{given}_smooth"))
         for node in mine:
             node.input[0] = f"{given}_smooth"
-    return _rebuilt(made, nodes)
+    return rebuilt(made, nodes)
 
 
 def static_int8(model: onnx.ModelProto, found: Ranges, plain: bool, without: Iterable[str] = ()) -> onnx.ModelProto:
@@ -214,24 +250,24 @@ def static_int8(model: onnx.ModelProto, found: Ranges, plain: bool, without: Ite
         if given not in quantized:
             quantized.add(given)
             made.graph.initializer.extend(_activation(given, found[given]))
-            nodes.append(_node("QuantizeLinear", [given, f"{given}_scale", f"{given}_zero"], f"{given}_int8"))
+            nodes.append(node_of("QuantizeLinear", [given, f"{given}_scale", f"{given}_zero"], f"{given}_int8"))
             if plain:
                 pair = [f"{given}_int8", f"{given}_scale", f"{given}_zero"]
-                nodes.append(_node("DequantizeLinear", pair, f"{given}_back"))
+                nodes.append(node_of("DequantizeLinear", pair, f"{given}_back"))
         names = [f"{weight}_int8", f"{weight}_scale", f"{weight}_zero"]
         if names[0] not in known:
             tensors = _per_channel(numpy_helper.to_array(known[weight]), names)
             made.graph.initializer.extend(tensors)
             known |= {tensor.name: tensor for tensor in tensors}
             if plain:
-                nodes.append(_node("DequantizeLinear", names, f"{weight}_back", axis=1))
+                nodes.append(node_of("DequantizeLinear", names, f"{weight}_back", axis=1))
         if plain:
-            nodes.append(_node("MatMul", [f"{given}_back", f"{weight}_back"], node.output[0]))
+            nodes.append(node_of("MatMul", [f"{given}_back", f"{weight}_back"], node.output[0]))
             continue
         bias_node, bias = biases.get(node.output[0], (node, ""))
         inputs = [f"{given}_int8", names[0], f"{given}_scale", names[1], f"{given}_zero", names[2], bias]
-        nodes.append(_node("MatMulIntegerToFloat", inputs, bias_node.output[0], domain=CONTRIB))
-    return _rebuilt(made, nodes)
+        nodes.append(node_of("MatMulIntegerToFloat", inputs, bias_node.output[0], domain=CONTRIB))
+    return rebuilt(made, nodes)
 
 
 def _biases(
@@ -269,100 +305,17 @@ def _per_channel(weight: Array, names: list[str]) -> list[onnx.TensorProto]:
     return [numpy_helper.from_array(part, name) for part, name in zip(parts, names, strict=True)]
 
 
-def few_bits(model: onnx.ModelProto, bits: int, block: int) -> onnx.ModelProto:
-    """Matrix products with weights of 8 or 4 bits in blocks.
-
-    With 4 bits products are computed in fp32. With 8 they would take several times as long so; activations become int8
-    by a scale of each row's own, and as the kernel adds in another order at another place of a batch, a rounding may
-    fall the other way there: logits move by thousandths.
-    """
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    with quiet():
-        quantizer = MatMulNBitsQuantizer(made, bits, block, is_symmetric=False, accuracy_level=1 if bits == 4 else 4)
-        quantizer.process()
-    return _rebuilt(quantizer.model.model)
-
-
-def small_tables(model: onnx.ModelProto, bits: int, block: int = 64) -> onnx.ModelProto:
-    """Embeddings as 4 bits in blocks (`GatherBlockQuantized`), or as int8 with a scale a row (plain operators)."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    known, done = constants(made), set()
-    for graph in graphs(made):
-        nodes: list[onnx.NodeProto] = []
-        for node in graph.node:
-            table = known.get(node.input[0]) if node.op_type == "Gather" else None
-            if table is None or len(table.dims) != 2 or _size(table) < LARGE:
-                nodes.append(node)
-                continue
-            # Two levels share a byte.
-            fits = bits if table.dims[1] % 2 == 0 else 8
-            if table.name not in done:
-                done.add(table.name)
-                parts = _four_bits(table, block) if fits == 4 else _rows_int8(table)
-                made.graph.initializer.extend(parts)
-            nodes += _look_up(node, table.name, fits, block)
-        del graph.node[:]
-        graph.node.extend(nodes)
-    return _rebuilt(made)
-
-
-def _four_bits(table: onnx.TensorProto, block: int) -> list[onnx.TensorProto]:
-    rows = numpy_helper.to_array(table)
-    padded = np.pad(rows, ((0, 0), (0, -rows.shape[1] % block)), mode="edge").reshape(len(rows), -1, block)
-    low, high = np.minimum(padded.min(-1), 0), np.maximum(padded.max(-1), 0)
-    scale = np.maximum(high - low, 1e-8) / 15
-    zero = np.clip(np.round(-low / scale), 0, 15)
-    levels = np.clip(np.round(padded / scale[..., None]) + zero[..., None], 0, 15).reshape(len(rows), -1)
-    return [
-        numpy_helper.from_array(_packed(levels[:, : rows.shape[1]]), f"{table.name}_q4"),
-        numpy_helper.from_array(scale.astype(np.float32), f"{table.name}_q4_scale"),
-        numpy_helper.from_array(_packed(zero), f"{table.name}_q4_zero"),
-    ]
-
-
-def _packed(levels: Array) -> Array:
-    """Two levels of 4 bits in each byte, the first in the lower half."""
-    even = np.pad(levels.astype(np.uint8), ((0, 0), (0, levels.shape[1] % 2)))
-    packed: Array = even[:, 0::2] | (even[:, 1::2] << 4)
-    return packed
-
-
-def _rows_int8(table: onnx.TensorProto) -> list[onnx.TensorProto]:
-    rows = numpy_helper.to_array(table)
-    scale = np.maximum(np.abs(rows).max(1, keepdims=True), 1e-8) / 127
-    return [
-        numpy_helper.from_array(np.round(rows / scale).astype(np.int8), f"{table.name}_q8"),
-        numpy_helper.from_array(scale.astype(np.float32), f"{table.name}_q8_scale"),
-    ]
-
-
-def _look_up(node: onnx.NodeProto, table: str, bits: int, block: int) -> list[onnx.NodeProto]:
-    output = node.output[0]
-    if bits == 4:
-        inputs = [f"{table}_q4", node.input[1], f"{table}_q4_scale", f"{table}_q4_zero"]
-        settings = {"bits": 4, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
-        return [_node("GatherBlockQuantized", inputs, output, domain=CONTRIB, **settings)]
-    return [
-        _node("Gather", [f"{table}_q8", node.input[1]], f"{output}_q8"),
-        _node("Gather", [f"{table}_q8_scale", node.input[1]], f"{output}_scale"),
-        _node("Cast", [f"{output}_q8"], f"{output}_cast", to=TensorProto.FLOAT),
-        _node("Mul", [f"{output}_cast", f"{output}_scale"], output),
-    ]
-
-
-def _node(kind: str, inputs: list[str], output: str, **settings: Any) -> onnx.NodeProto:
+def node_of(kind: str, inputs: list[str], output: str, **settings: Any) -> onnx.NodeProto:
+    """A node named after its only output."""
     return helper.make_node(kind, inputs, [output], name=f"{output}/{kind}", **settings)
 
 
-def _size(tensor: onnx.TensorProto) -> int:
+def size_of(tensor: onnx.TensorProto) -> int:
+    """Elements of a tensor."""
     return int(np.prod(tensor.dims))
 
 
-def _rebuilt(model: onnx.ModelProto, nodes: list[onnx.NodeProto] | None = None) -> onnx.ModelProto:
+def rebuilt(model: onnx.ModelProto, nodes: list[onnx.NodeProto] | None = None) -> onnx.ModelProto:
     """The model with other nodes, each weight once, and without weights that nobody uses any more."""
     if nodes is not None:
         del model.graph.node[:]

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from nlp_distill.exports import onnx_graph
+from nlp_distill.exports import onnx_bits, onnx_graph
 from nlp_distill.exports.format import Attempt, Form, Work
 from nlp_distill.exports.onnx_files import export
 from nlp_distill.exports.onnx_graph import Feeds
@@ -23,8 +23,14 @@ SENSITIVITY_ROWS = 8
 WITHOUT = 3
 """Products that stay fp32 when int8 loses too much; where that is too few, half of them."""
 
+MOST = 0.5
+"""Share of the activations that is smoothed before anything was lost: of the noise a third is left."""
 SMOOTHED = {"activations": "outlying channels smoothed into the weights"}
+HALF = {"activations": "of the half that gains most, outlying channels smoothed into the weights"}
+BLOCK = 64
+"""Weights of 4 bits that share a scale, in training (`compress.rounding`) and export."""
 _FOUR_BITS = "weights of 4 bits in blocks of {}, activations fp32"
+_COMPENSATED = _FOUR_BITS + ", errors compensated (GPTQ)"
 _EIGHT_BITS = "weights of 8 bits in blocks of {}, activations int8 by row"
 
 
@@ -52,19 +58,20 @@ def _inputs(row: dict[str, Any]) -> dict[str, NDArray[np.int64]]:
 
 def _fast(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
     plain = onnx_graph.fused(file, feeds)
+    half = onnx_graph.smoothed(plain, feeds, MOST)
     says = "static int8, weights per channel"
 
     def static(model: onnx.ModelProto, bits: int, without: list[str]) -> Callable[[Path], None]:
         def make(folder: Path) -> None:
             found = onnx_graph.ranges(model, feeds)
             quantized = onnx_graph.static_int8(model, found, plain=False, without=without)
-            _save(onnx_graph.small_tables(quantized, bits), folder, file, form)
+            _save(onnx_bits.small_tables(quantized, bits), folder, file, form)
 
         return make
 
-    yield Attempt(_said(says, feeds, embeddings=4), static(plain, 4, []))
+    yield Attempt(_said(says, feeds, embeddings=4) | HALF, static(half, 4, []))
     # As fast, and larger: what the embeddings lost needs nothing else.
-    yield Attempt(_said(says, feeds, embeddings=8), static(plain, 8, []))
+    yield Attempt(_said(says, feeds, embeddings=8) | HALF, static(half, 8, []))
     smooth = onnx_graph.smoothed(plain, feeds)
     said = _said(says, feeds, embeddings=8) | SMOOTHED
     yield Attempt(said, static(smooth, 8, []))
@@ -75,9 +82,9 @@ def _fast(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]
             _said(says, feeds, embeddings=8) | {"trained": "one epoch, quantization-aware"},
             partial(_retrained_int8, work, form, file, feeds, False),
         )
-    half = worst[: len(worst) // 2]
-    if len(half) > WITHOUT:
-        yield Attempt(said | {"not_quantized": half}, static(smooth, 8, half))
+    many = worst[: len(worst) // 2]
+    if len(many) > WITHOUT:
+        yield Attempt(said | {"not_quantized": many}, static(smooth, 8, many))
 
 
 def _worst(model: onnx.ModelProto, feeds: Feeds) -> list[str]:
@@ -89,23 +96,26 @@ def _worst(model: onnx.ModelProto, feeds: Feeds) -> list[str]:
 def _small(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attempt]:
     plain = onnx_graph.fused(file, feeds)
 
-    def four_bits(model: onnx.ModelProto, block: int, folder: Path) -> None:
-        _save(onnx_graph.small_tables(onnx_graph.few_bits(model, 4, block), 4), folder, file, form)
+    def compensated(block: int, folder: Path) -> None:
+        quantized = onnx_bits.compensated(plain, block, feeds)
+        _save(onnx_bits.small_tables(quantized, 4), folder, file, form)
 
-    for block in (128, 32):
-        yield Attempt({"quantization": _FOUR_BITS.format(block)}, partial(four_bits, plain, block))
+    for block in (BLOCK, BLOCK // 2):
+        yield Attempt(_said(_COMPENSATED.format(block), feeds, embeddings=4), partial(compensated, block))
     if work.retrained:
 
         def retrained(folder: Path) -> None:
             with _exported_anew(work, 4) as trained:
-                four_bits(onnx_graph.fused(trained, feeds), 128, folder)
+                # It learnt with these very roundings.
+                quantized = onnx_bits.few_bits(onnx_graph.fused(trained, feeds), 4, BLOCK)
+                _save(onnx_bits.small_tables(quantized, 4), folder, file, form)
 
-        yield Attempt({"quantization": _FOUR_BITS.format(128), "trained": "one epoch, quantization-aware"}, retrained)
+        yield Attempt({"quantization": _FOUR_BITS.format(BLOCK), "trained": "one epoch, quantization-aware"}, retrained)
     smooth = onnx_graph.smoothed(plain, feeds)
 
     def eight_bits(folder: Path) -> None:
         quantized = onnx_graph.static_int8(smooth, onnx_graph.ranges(smooth, feeds), plain=False)
-        _save(onnx_graph.small_tables(quantized, 4), folder, file, form)
+        _save(onnx_bits.small_tables(quantized, 4), folder, file, form)
 
     said = _said("static int8, weights per channel", feeds, embeddings=4) | SMOOTHED
     yield Attempt(said | {"precision": "int8"}, eight_bits)
@@ -115,7 +125,7 @@ def _retrained_int8(work: Work, form: Form, file: Path, feeds: Feeds, plain: boo
     with _exported_anew(work, 8) as trained:
         model = onnx_graph.opened(trained) if plain else onnx_graph.fused(trained, feeds)
         quantized = onnx_graph.static_int8(model, onnx_graph.ranges(model, feeds), plain)
-        _save(onnx_graph.small_tables(quantized, 8), folder, file, form)
+        _save(onnx_bits.small_tables(quantized, 8), folder, file, form)
 
 
 @contextmanager
@@ -134,12 +144,12 @@ def _mobile(work: Work, form: Form, file: Path, feeds: Feeds) -> Iterator[Attemp
         def make(folder: Path) -> None:
             found = onnx_graph.ranges(model, feeds)
             quantized = onnx_graph.static_int8(model, found, plain=True, without=without)
-            _save(onnx_graph.small_tables(quantized, 8), folder, file, form)
+            _save(onnx_bits.small_tables(quantized, 8), folder, file, form)
 
         return make
 
     said = _said("static int8 (quantize–dequantize pairs), weights per channel", feeds, embeddings=8)
-    yield Attempt(said, static(plain, []))
+    yield Attempt(said | HALF, static(onnx_graph.smoothed(plain, feeds, MOST), []))
     smooth = onnx_graph.smoothed(plain, feeds)
     yield Attempt(said | SMOOTHED, static(smooth, []))
     worst = _worst(smooth, feeds)[:WITHOUT]
@@ -164,8 +174,8 @@ def _by_weights_alone(form: Form, files: list[Path]) -> Iterator[Attempt]:
 
         def make(folder: Path, bits: int = bits, block: int = block) -> None:
             for file in files:
-                quantized = onnx_graph.few_bits(onnx_graph.opened(file), bits, block)
-                _save(onnx_graph.small_tables(quantized, 4 if bits == 4 else 8), folder, file, form)
+                quantized = onnx_bits.few_bits(onnx_graph.opened(file), bits, block)
+                _save(onnx_bits.small_tables(quantized, 4 if bits == 4 else 8), folder, file, form)
 
         said = _FOUR_BITS if bits == 4 else _EIGHT_BITS
         precision = "int4" if bits == 4 else "int8"

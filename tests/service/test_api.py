@@ -170,7 +170,9 @@ def test_files_are_uploaded_previewed_named_and_removed(home, api):
     form = api.post("/v1/files", files={"file": ("b.tsv", b"text\tlabel\n", "text/plain")})
     assert form.status_code == 201 and form.json()["name"] == "b.tsv"
     assert [f["id"] for f in api.get("/v1/files").json()["data"]] == [form.json()["id"], file["id"]]
-    preview = api.get(f"/v1/files/{file['id']}/preview").json()
+    looked = api.get(f"/v1/files/{file['id']}/preview")
+    assert looked.status_code == 200, looked.text
+    preview = looked.json()
     assert preview["columns"] == ["text", "label"] and preview["count"] == 20 and len(preview["rows"]) == 5
     assert preview["guessed"]["classification"] == {"text": "text", "label": "label"}
     job = api.post("/v1/jobs", json={"recipe": {**RECIPE, "data": {"dataset": file["id"]}}})

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from nlp_distill.errors import ModelNotFound, NotLight
-from nlp_distill.exports.onnx_graph import few_bits
+from nlp_distill.exports.onnx_bits import few_bits
 from nlp_distill.light.door import light_task, load_light
 from nlp_distill.light.question_answering import answering_settings
 from nlp_distill.light.stated import says_all

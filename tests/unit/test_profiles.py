@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from nlp_distill.errors import ExportInvalid, MissingExtra, ModelNotFound, NotExportable
-from nlp_distill.exports import onnx_graph, onnx_ladder
+from nlp_distill.exports import onnx_bits, onnx_graph, onnx_ladder
 from nlp_distill.exports.format import Work
 from nlp_distill.exports.formats import FORMATS, forms_there
 from nlp_distill.exports.gate import Gate, points_lost
@@ -113,7 +113,8 @@ def test_a_miss_climbs_the_ladder_and_every_attempt_is_told(tmp_path, tiny_data,
     assert report["status"] == "repaired" and report["gate"]["drop_on_selection"] == 0.1
     assert [tried["gate"]["drop_on_selection"] for tried in report["attempts"]] == [5.0, 4.0, 3.0, 0.1]
     assert [tried["embedding_bits"] for tried in report["attempts"]] == [4, 8, 8, 8]
-    assert ["activations" in tried for tried in report["attempts"]] == [False, False, True, True]
+    said = [tried["activations"].split()[0] for tried in report["attempts"]]
+    assert said == ["of", "of", "outlying", "outlying"]
     assert ["not_quantized" in tried for tried in report["attempts"]] == [False, False, False, True]
     assert load_pipeline(gate.work.model, "student-onnx-int8")("good film")
 
@@ -239,6 +240,57 @@ def test_smoothing_changes_no_answer_and_spares_int8_the_outliers():
         int8 = onnx_graph.static_int8(one, onnx_graph.ranges(one, feeds), plain=True)
         off.append(np.abs(np.concatenate([out[0] for out in onnx_graph.run(int8, feeds)]) - exact).mean())
     assert off[1] < off[0] / 2, off
+
+
+def test_half_of_the_activations_are_those_that_gain_most():
+    model, feeds = graph_with_an_outlier()
+    (factor,) = (node for node in onnx_graph.smoothed(model, feeds, 0.5).graph.node if node.op_type == "Mul")
+    assert factor.input[0] == "x"
+
+
+def logits_of(model, feeds):
+    return np.concatenate([out[0] for out in onnx_graph.run(model, feeds)])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_compensated_errors_leave_less_than_rounding_does(shared):
+    model, feeds = graph_with_an_outlier(shared)
+    exact = logits_of(model, feeds)
+    found = {}
+    for name, made in {
+        "rounded": onnx_bits.few_bits(model, 4, 32),
+        "compensated": onnx_bits.compensated(model, 32, feeds),
+    }.items():
+        assert [node.op_type for node in made.graph.node] == ["MatMulNBits"] * 2
+        found[name] = np.square(logits_of(made, feeds) - exact).mean()
+    assert found["compensated"] < 0.5 * found["rounded"], found
+
+
+def test_what_blocks_do_not_divide_is_rounded_as_it_is():
+    model, feeds = graph_with_an_outlier()
+    one, two = onnx_bits.compensated(model, 128, feeds), onnx_bits.few_bits(model, 4, 128)
+    assert np.array_equal(logits_of(one, feeds), logits_of(two, feeds))
+
+
+def table_graph(table):
+    """Rows of a table by number."""
+    node = onnx.helper.make_node("Gather", ["table", "ids"], ["out"])
+    ids = onnx.helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, [None])
+    out = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [None, table.shape[1]])
+    graph = onnx.helper.make_graph([node], "one", [ids], [out], [onnx.numpy_helper.from_array(table, "table")])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_an_outlier_spoils_one_block_of_a_4_bit_table_and_ranges_may_cut_off(monkeypatch):
+    table = np.random.default_rng(0).normal(size=(300, 96)).astype(np.float32)
+    table[7, 3], table[9] = 50.0, 0.0
+    rows, found = [{"ids": np.arange(300)}], {}
+    for name, shares in (("tried", onnx_bits.SHRUNK), ("whole", (1.0,))):
+        monkeypatch.setattr(onnx_bits, "SHRUNK", shares)
+        off = np.abs(logits_of(onnx_bits.small_tables(table_graph(table), 4), rows) - table)
+        assert off[9].max() == 0 and off[7, 32:].max() < 0.4
+        found[name] = np.square(np.delete(off, 7, axis=0)).mean()
+    assert found["tried"] < 0.98 * found["whole"], found
 
 
 def test_weights_of_several_layers_are_not_smoothed_for_one():
