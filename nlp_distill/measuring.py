@@ -264,8 +264,10 @@ def _vocabulary(config: Any) -> int:
 if __name__ == "__main__":
     described = json.loads(sys.argv[1])
     asked_threads = described.pop("threads")
-    # Where it is there, transformers imports it for assisted generation: a third of a worker's start.
-    sys.modules["sklearn"] = None  # type: ignore[assignment]
+    import transformers.utils.import_utils
+
+    # Where scikit-learn is there, transformers imports it for assisted generation: a third of a worker's start.
+    transformers.utils.import_utils._sklearn_available = False
     # What libraries print goes to stderr; the original stdout carries answers only.
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as only_answers:
         os.dup2(2, 1)

@@ -14,6 +14,7 @@ from nlp_distill.exports.format import Work
 from nlp_distill.exports.formats import FORMATS, forms_there
 from nlp_distill.exports.gate import Gate, points_lost
 from nlp_distill.loading import load_config, load_model, load_tokenizer, save_model
+from nlp_distill.measuring import Measured, Worker
 from nlp_distill.prediction import load_pipeline, variant_pipeline
 from nlp_distill.preflight import check_exports
 from nlp_distill.recipe import Data, Export, Recipe
@@ -83,6 +84,19 @@ def test_a_row_alone_and_beside_longer_ones_gets_the_same_answer(classified, nam
     for one, other in zip(alone, together, strict=True):
         ours = {answer["label"]: answer["score"] for answer in (one[0] if isinstance(one[0], list) else one)}
         assert ours == pytest.approx({answer["label"]: answer["score"] for answer in other}, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_a_form_is_timed_in_a_process_of_its_own(classified, name):
+    gate, reports = classified
+    worker = Worker(
+        Measured("it", str(gate.work.model), gate.work.task.auto_class, reports[name]["fast"]["variant"]), 1
+    )
+    try:
+        assert worker.ask(ready=True) is not None
+        assert worker.ask(sequence=8, runs=2, warm_up=1)
+    finally:
+        worker.close()
 
 
 def test_quantized_answers_are_near(classified):
