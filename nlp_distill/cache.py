@@ -7,6 +7,7 @@ micro-batches read it.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -269,7 +270,8 @@ class CachedTeacher:
             {name.split(".", 1)[1]: values for name, values in index.items() if name.startswith(kind)}
             for kind in ("starts.", "counts.", "bias.")
         )
-        self.files = {part.file: np.memmap(folder / part.file, part.record, mode="r") for part in self.parts}
+        self.mapped = {part.file: _mapped(folder / part.file) for part in self.parts}
+        self.files = {part.file: np.frombuffer(self.mapped[part.file], part.record) for part in self.parts}
 
     def signal(self, batch: Batch) -> Signal:
         """Signals of the batch's examples, without gradients."""
@@ -280,6 +282,10 @@ class CachedTeacher:
         for part in self.parts:
             values = part.decode(np.asarray(self.files[part.file][found[part.axis]]), masks[part.axis])
             part.put(signal, values)
+        if hasattr(mmap, "MADV_DONTNEED"):  # all but Windows
+            for mapped in self.mapped.values():
+                # What was read stays in the system's memory, while there is room, and is not counted as ours.
+                mapped.madvise(mmap.MADV_DONTNEED)
         for stack, bias in self.bias.items():
             width = masks[stack].shape[1]
             signal.bias[stack] = torch.from_numpy(bias[:width, :width]).to(masks[stack].device)
@@ -291,6 +297,11 @@ class CachedTeacher:
         ends = np.cumsum(counts)
         places: Indices = np.repeat(self.starts[axis][numbers] - (ends - counts), counts) + np.arange(counts.sum())
         return places
+
+
+def _mapped(file: Path) -> mmap.mmap:
+    with file.open("rb") as stream:
+        return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def last_stack(teacher: PretrainedConfig) -> str:

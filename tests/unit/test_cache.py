@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +139,25 @@ def test_every_signal_from_the_cache_is_the_teachers(kind, precision, tmp_path):
     model = tiny_model(kind, "AutoModelForSeq2SeqLM") if seq2seq else tiny_model(kind)
     live, kept = cached(tmp_path / "c", model, task, EVERY[kind], precision, last)
     equal_where_it_counts(live, kept, task, EVERY[kind], precision, last)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux tells what of a file is in memory")
+def test_what_was_read_of_a_cache_is_not_kept_in_memory(tmp_path):
+    task, request = Tokens(), Request(hidden=places("encoder", 1))
+    _, kept = cached(tmp_path / "c", tiny_model("bert"), task, request, "fp32")
+
+    def resident():
+        said, held = Path("/proc/self/smaps").read_text().splitlines(), 0
+        for number, line in enumerate(said):
+            if line.endswith(f"{tmp_path / 'c' / kept.parts[0].file}"):
+                held += next(int(rest.split()[1]) for rest in said[number:] if rest.startswith("Rss:"))
+        return held
+
+    assert kept.files[kept.parts[0].file]["values"].sum() != 0 and resident() > 0
+    one = kept.signal(task.read(np.arange(8), 0))
+    assert resident() == 0
+    two = kept.signal(task.read(np.arange(8), 0))
+    assert torch.equal(one.hidden["encoder", 1], two.hidden["encoder", 1])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
