@@ -1,13 +1,20 @@
-"""Does all of it change what is learnt? Held-out divergence from the teacher, ours against the plain loop."""
+"""Does all of it change what is learnt? Held-out divergence from the teacher, ours against the plain loop.
+
+python benchmarks/parity.py [--rows N] [--epochs N]    # at length; a part of `bench.py`, too, with few rows
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from prepared import AUTO, BATCH, LENGTH, STUDENT, Bench, held_out, texts, write_rows
+from harness import keep, machine
+from prepared import AUTO, BATCH, LENGTH, STUDENT, Bench, held_out, prepare, texts, write_rows
 
 import nlp_distill
 from nlp_distill.cutting import slices
@@ -42,7 +49,7 @@ def divergence(teacher: Path, student: Path, texts: list[str]) -> tuple[float, l
     return total / len(texts), answers
 
 
-def plain(bench: Bench, recipe: Recipe, seed: int, out: Path) -> None:
+def plain(bench: Bench, recipe: Recipe, seed: int, out: Path, epochs: int) -> None:
     """The loop without any of it: random batches padded to their longest, live teacher, fp32, the whole vocabulary."""
     phase, task = recipe.distill.phases[0], load_task("classification")
     rows = slices(task.load_data(recipe.data), recipe.data).train
@@ -55,12 +62,12 @@ def plain(bench: Bench, recipe: Recipe, seed: int, out: Path) -> None:
     optimizer = adamw(step, phase)
     torch.manual_seed(seed)
     order, count = np.random.default_rng(seed), len(rows) // BATCH
-    for number in range(EPOCHS * count):
+    for number in range(epochs * count):
         if number % count == 0:
             shuffled = order.permutation(len(rows))
         batch = examples.batch(shuffled[number % count * BATCH :][:BATCH], 0, collate)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(phase, number, EPOCHS * count)
+            group["lr"] = learning_rate(phase, number, epochs * count)
         loss, _ = step(batch, live.signal(batch), {name: float(n) for name, n in objective.counts(batch).items()})
         loss.backward()
         torch.nn.utils.clip_grad_norm_(step.parameters(), 1.0)
@@ -70,26 +77,46 @@ def plain(bench: Bench, recipe: Recipe, seed: int, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def parity(bench: Bench) -> dict[str, Any]:
+def parity(bench: Bench, count: int = ROWS, epochs: int = EPOCHS, trim: bool = True) -> dict[str, Any]:
     """Divergences of ours and of the plain loop, a seed each, and the ratio of their means.
 
     `trimmed`: ours with its vocabulary cut to the few words of these rows, which changes the student.
     """
-    rows = write_rows(bench, "parity", texts(ROWS + 1))
-    found: dict[str, list[float]] = {"ours": [], "plain": [], "trimmed": []}
+    rows = write_rows(bench, "parity", texts(count + 1))
+    found: dict[str, list[float]] = {"ours": [], "plain": [], **({"trimmed": []} if trim else {})}
     unseen = [row["text"] for row in held_out()]
     for seed in SEEDS:
-        settings = {"epochs": EPOCHS, "learning_rate": RATE, "schedule": "linear", "warmup": 0.1}
+        settings = {"epochs": epochs, "learning_rate": RATE, "schedule": "linear", "warmup": 0.1}
         told = {**bench.recipe(rows, "wide", **settings), "seed": seed}
         whole, trimmed = (Recipe.model_validate(told | {"student": student}) for student in ({"layers": 3}, STUDENT))
         out = {name: bench.folder / f"parity-{name}-{seed}" for name in found}
         nlp_distill.run(whole, out=out["ours"], until="distill")
-        nlp_distill.run(trimmed, out=out["trimmed"], until="distill")
-        plain(bench, whole, seed, out["plain"])
-        models = {"ours": out["ours"] / "model", "plain": out["plain"], "trimmed": out["trimmed"] / "model"}
-        for name, model in models.items():
-            found[name].append(divergence(bench.teacher, model, unseen)[0])
+        if trim:
+            nlp_distill.run(trimmed, out=out["trimmed"], until="distill")
+        plain(bench, whole, seed, out["plain"], epochs)
+        for name, values in found.items():
+            model = out[name] if name == "plain" else out[name] / "model"
+            values.append(divergence(bench.teacher, model, unseen)[0])
         print(f"  seed {seed}: " + ", ".join(f"{name} {values[-1]:.4f}" for name, values in found.items()), flush=True)
     ratio = float(np.mean(found["ours"]) / np.mean(found["plain"]))
     kept = {name: [round(value, 5) for value in values] for name, values in found.items()}
-    return {"ratio": round(ratio, 3), "divergence": kept, "rows": ROWS, "epochs": EPOCHS}
+    return {"ratio": round(ratio, 3), "divergence": kept, "rows": count, "epochs": epochs}
+
+
+def main() -> None:
+    """Parity at length, kept beside the script."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rows", type=int, default=11_904)
+    parser.add_argument("--epochs", type=int, default=1)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        bench = prepare(Path(temporary))
+        about = {**machine(), **bench.facts}
+        found = parity(bench, asked.rows, asked.epochs, trim=False)
+    print(json.dumps(found))
+    keep(__file__, found, about)
+
+
+if __name__ == "__main__":
+    main()

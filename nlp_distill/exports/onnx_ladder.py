@@ -24,7 +24,7 @@ WITHOUT = 3
 """Products that stay fp32 when int8 loses too much; where that is too few, half of them."""
 
 MOST = 0.25
-"""Share of the activations that is smoothed before anything was lost: half of the noise goes, for no time to speak of."""
+"""Share of the activations that is smoothed before anything was lost: half of the noise goes, for no time."""
 SMOOTHED = {"activations": "outlying channels smoothed into the weights"}
 QUARTER = {"activations": "of the quarter that gains most, outlying channels smoothed into the weights"}
 BLOCK = 64
