@@ -87,6 +87,8 @@ def parity(bench: Bench, count: int = ROWS, epochs: int = EPOCHS, trim: bool = T
     unseen = [row["text"] for row in held_out()]
     for seed in SEEDS:
         settings = {"epochs": epochs, "learning_rate": RATE, "schedule": "linear", "warmup": 0.1}
+        if epochs == 1:
+            settings["cache"] = "none"
         told = {**bench.recipe(rows, "wide", **settings), "seed": seed}
         whole, trimmed = (Recipe.model_validate(told | {"student": student}) for student in ({"layers": 3}, STUDENT))
         out = {name: bench.folder / f"parity-{name}-{seed}" for name in found}

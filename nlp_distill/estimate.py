@@ -22,6 +22,7 @@ from nlp_distill.loading import load_tokenizer, shape_of
 from nlp_distill.preflight import Feasible, check
 from nlp_distill.recipe import Finetune, Recipe, Training
 from nlp_distill.recipe_file import load_recipe
+from nlp_distill.rows import ACTIVATION, LEAST_TOKENS
 from nlp_distill.starts import first_source
 from nlp_distill.task import Task, load_task
 from nlp_distill.teacher import candidates
@@ -29,8 +30,6 @@ from nlp_distill.vocabulary import trimmed
 
 WEIGHT, TRAINED, CHECKPOINT = 4, 20, 16
 """Bytes a parameter: kept; in training (weight, gradient, two moments, best copy); in a checkpoint."""
-ACTIVATION = 34 * 4
-"""Bytes a token, layer and unit of width that a backward pass keeps (Korthikanti et al. 2022), in float32."""
 LIBRARIES = 0.7e9
 """Bytes of a process that has loaded them."""
 EFFICIENCY = 0.5
@@ -185,7 +184,7 @@ def _memory(recipe: Recipe, teacher: Part | None, student: Part, tokens: float, 
     ):
         for training in trainings:
             assert trained is not None
-            batch = min(training.micro_batch_tokens, training.batch_size * tokens)
+            batch = min(training.micro_batch_tokens or LEAST_TOKENS, training.batch_size * tokens)
             kept = TRAINED * trained.parameters + (WEIGHT * beside.parameters if beside else 0)
             needs.append(kept + batch * ACTIVATION * trained.layers * trained.width)
     return LIBRARIES + max(needs)

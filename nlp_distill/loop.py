@@ -31,7 +31,7 @@ from nlp_distill.first_token import first_token_only
 from nlp_distill.noise import fast_dropout
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import Training
-from nlp_distill.rows import Rows, ahead, padded_in_eights, to_device
+from nlp_distill.rows import Rows, ahead, padded_in_eights, to_device, token_budget
 from nlp_distill.scores import model_pipeline, predict
 from nlp_distill.signals import Signal, TeacherSource, capture, first_suffices, model_inputs
 from nlp_distill.task import Batch, Task
@@ -144,6 +144,7 @@ def train(
     step_module = Step(model, objective, setting.autocast).to(device)
     wrapped = accelerator.prepare_model(step_module)
     optimizer = adamw(step_module, settings)
+    budget = token_budget(settings.micro_batch_tokens, model.config, device)
     per_epoch = steps_per_epoch(len(rows.lengths), settings.batch_size)
     total = per_epoch * settings.epochs
     state, best = _resume(checkpoints, step_module, optimizer, stage, notify)
@@ -163,7 +164,7 @@ def train(
     def micro_batches_of(numbered: tuple[int, Indices]) -> list[Batch]:
         number, step = numbered
         chance, mine = derived_seed(setting.seed, "examples", number), rank_share(step, rank, world)
-        return rows.micro_batches(mine, settings.micro_batch_tokens, chance, collate, device)
+        return rows.micro_batches(mine, budget, chance, collate, device)
 
     finished = done_steps >= total or _out_of_patience(done, settings)
     last_saved = last_shown = time.monotonic()

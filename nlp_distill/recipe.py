@@ -86,8 +86,11 @@ class Training(Settings):
         None, ge=1, description="Stop after this many epochs without a better selection score; null: never."
     )
     keep: Literal["best", "last"] = Field("best", description="Which epoch's weights to keep, by selection score.")
-    micro_batch_tokens: Whole = Field(
-        4096, ge=1, description="Most tokens, padding counted, in one forward; lower it when memory is short."
+    micro_batch_tokens: WholeOrNone = Field(
+        None,
+        ge=1,
+        description="Most tokens, padding counted, in one forward; lower it when memory is short. Unset: 4,096 on a "
+        "CPU, on a GPU what half of its memory holds.",
     )
     lean: bool = Field(
         True,

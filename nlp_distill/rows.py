@@ -12,12 +12,20 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import PretrainedConfig
 
 from nlp_distill.batches import Indices, derived_seed, micro_batches
+from nlp_distill.families import family_of
 from nlp_distill.task import Batch
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+LEAST_TOKENS, MOST_TOKENS = 4096, 65_536
+"""In one forward, where no number is given."""
+ACTIVATION = 34 * 4
+"""Bytes a token, layer and unit of width that a backward pass keeps (Korthikanti et al. 2022), in float32."""
+WORD = 4 * 4
+"""Bytes a token and word of the vocabulary: logits of two models, their probabilities, a gradient."""
 
 
 @dataclass
@@ -84,6 +92,22 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
     return {name: moved(name, value) for name, value in batch.items()}
+
+
+def token_budget(asked: int | None, config: PretrainedConfig, device: torch.device) -> int:
+    """Most tokens in one forward of a model that learns; see `micro_batch_tokens`.
+
+    On a GPU the numbers that a backward pass needs fill half of its memory: the other half is for the weights, the
+    teacher, and what terms compare. The same card gives the same number.
+    """
+    if asked is not None:
+        return asked
+    if device.type != "cuda":
+        return LEAST_TOKENS
+    layers = sum(stack.count(config) * stack.width(config) for stack in family_of(config).stacks)
+    words = getattr(getattr(config, "decoder", config), "vocab_size", 0)
+    fits = torch.cuda.get_device_properties(device).total_memory // 2 // (ACTIVATION * layers + WORD * words)
+    return min(max(fits, LEAST_TOKENS), MOST_TOKENS)
 
 
 def ahead(make: Callable[[Item], Made], items: Iterable[Item], beside: bool) -> Iterator[Made]:

@@ -1,9 +1,11 @@
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import BertConfig
 
-from nlp_distill.rows import ahead, padded_in_eights, to_device
+from nlp_distill.rows import ahead, padded_in_eights, to_device, token_budget
 from nlp_distill.testing import tiny_tokenizer
 
 
@@ -45,3 +47,14 @@ def test_numbers_of_examples_stay_with_the_processor():
     batch = {"input_ids": torch.zeros(2, 3), "row": torch.arange(2), "teacher": {"input_ids": torch.zeros(2, 4)}}
     moved = to_device(batch, torch.device("meta"))
     assert moved["input_ids"].is_meta and moved["teacher"]["input_ids"].is_meta and not moved["row"].is_meta
+
+
+@pytest.mark.parametrize(("memory", "tokens"), [(1e9, 4096), (16e9, 31_250), (141e9, 65_536)])
+def test_a_gpu_is_filled_by_its_memory(memory, tokens, monkeypatch):
+    properties = SimpleNamespace(total_memory=int(memory))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    # 6 layers of width 256 and 2,944 words take 256,000 bytes a token.
+    config = BertConfig(num_hidden_layers=6, hidden_size=256, vocab_size=2_944)
+    assert token_budget(None, config, torch.device("cuda")) == tokens
+    assert token_budget(77, config, torch.device("cuda")) == 77
+    assert token_budget(None, config, torch.device("cpu")) == 4096
