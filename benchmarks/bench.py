@@ -26,7 +26,7 @@ from prepared import Bench, Rows, long_texts, prepare, prepare_seq2seq, texts, w
 
 FEEDS = ("padded", "dynamic", "sorted")
 ROWS, FLAT_ROWS = 640, 64
-SMALL = "512 tokens at a time"
+SMALL = "256 tokens at a time"
 
 
 @dataclass
@@ -52,8 +52,8 @@ class Prepared:
         return [*self.pair(self.short, losses), plain, tuned(self.bench, self.short, losses), *others]
 
     def flat_arms(self, losses: str) -> list[Arm]:
-        """Every row has 128 tokens: no padding to save; ours once more in micro-batches of four rows."""
-        small = ours(self.bench, self.flat, losses, name=SMALL, micro_batch_tokens=512)
+        """Every row has 128 tokens: no padding to save; ours once more in micro-batches of two rows."""
+        small = ours(self.bench, self.flat, losses, name=SMALL, micro_batch_tokens=256)
         others = [naive(self.bench, self.flat, losses), products(self.bench, self.flat), small]
         return [*self.pair(self.flat, losses), tuned(self.bench, self.flat, losses), *others]
 
