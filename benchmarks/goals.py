@@ -29,10 +29,10 @@ class Goal:
         if "ratio" in section:
             clock = section["clock"]
             ratio = section["ratio"].get(self.arm, {}).get(clock or "cpu")
-            if ratio is None:
-                return {"met": None, "why": "not measured"}
         else:
-            clock, ratio = section.get("clock", ""), section[self.arm]
+            clock, ratio = section.get("clock", ""), section.get(self.arm)
+        if ratio is None:
+            return {"met": None, "why": "not measured"}
         if self.at_most and "ratio" in section:
             ratio = inverse(ratio)
         if clock is None:
