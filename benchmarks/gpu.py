@@ -100,7 +100,7 @@ def resume_repeats_its_bits(world: World) -> dict[str, Any]:
     """Interrupted in the second epoch and started again, against undisturbed."""
     recipe = world.recipe() | {"determinism": "strict", "precision": "fp32"}
     whole = world.run("whole", world.device, recipe)
-    stopped = world.run("stopped", world.device, recipe, stop_at=whole["steps"] * 3 // 4)
+    stopped = world.run("stopped", world.device, recipe, stop_at=whole["steps"] // 2)
     again = world.run("stopped", world.device, recipe)
     return {
         "interrupted": stopped["interrupted"],
