@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 
 from nlp_distill.batches import Indices, micro_batches
@@ -288,7 +288,10 @@ class CachedTeacher:
                 mapped.madvise(mmap.MADV_DONTNEED)
         for stack, bias in self.bias.items():
             width = masks[stack].shape[1]
-            signal.bias[stack] = torch.from_numpy(bias[:width, :width]).to(masks[stack].device)
+            # Rows may be padded beyond the longest that was seen; nothing counts there.
+            beyond = max(0, width - len(bias))
+            whole = nn.functional.pad(torch.from_numpy(bias[:width, :width]), (0, 0, 0, beyond, 0, beyond))
+            signal.bias[stack] = whole.to(masks[stack].device)
         return signal
 
     def _records(self, axis: str, numbers: Indices) -> Indices:

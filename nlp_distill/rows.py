@@ -20,6 +20,7 @@ from nlp_distill.task import Batch
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+EIGHT = 8
 LEAST_TOKENS, MOST_TOKENS = 4096, 65_536
 """In one forward, where no number is given."""
 ACTIVATION = 34 * 4
@@ -69,7 +70,8 @@ class Rows:
         device: torch.device,
     ) -> list[Batch]:
         """Examples by number, cut under a token budget, on a device."""
-        cuts = micro_batches(some, self.lengths, max_tokens)
+        widths = -(-self.lengths // EIGHT) * EIGHT if device.type == "cuda" else self.lengths
+        cuts = micro_batches(some, widths, max_tokens)
         return [to_device(self.batch(cut, seed, collate), device) for cut in cuts]
 
 
@@ -134,8 +136,8 @@ def padded_in_eights(tokenizer: Any) -> Any:
 
     As it is where its longest text is none, which padding must not exceed.
     """
-    if tokenizer.model_max_length % 8:
+    if tokenizer.model_max_length % EIGHT:
         return tokenizer
     wide = copy.copy(tokenizer)
-    wide.pad = partial(tokenizer.pad, pad_to_multiple_of=8)
+    wide.pad = partial(tokenizer.pad, pad_to_multiple_of=EIGHT)
     return wide

@@ -266,7 +266,7 @@ class Lesson:
             biases = self._fill(draft)
         except Exception as error:
             trouble = error
-        said = STOPPED if isinstance(trouble, Interrupted) else str(trouble or "")
+        said = "" if trouble is None else STOPPED if isinstance(trouble, Interrupted) else str(trouble) or repr(trouble)
         all_biases, all_said = zip(*gather_object([(biases, said)]), strict=True)
         if self.road.main:
             if trouble is not None:

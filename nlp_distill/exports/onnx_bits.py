@@ -66,13 +66,13 @@ def compensated(model: onnx.ModelProto, block: int, feeds: Feeds) -> onnx.ModelP
     made = onnx.ModelProto()
     made.CopyFrom(model)
     known, moments = constants(made), _moments(model, feeds)
-    inverses = {name: _inverse(moment) for name, moment in moments.items()}
     chosen = {node.output[0] for node in products(made)}
     readers: dict[str, set[str]] = {}
     for node in products(made):
         readers.setdefault(node.input[1], set()).add(node.input[0])
     nodes: list[onnx.NodeProto] = []
     written: set[str] = set()
+    upper, of = np.zeros((0, 0)), set[str]()
     for node in made.graph.node:
         if node.output[0] not in chosen or known[node.input[1]].dims[0] % block:
             nodes.append(node)
@@ -82,9 +82,11 @@ def compensated(model: onnx.ModelProto, block: int, feeds: Feeds) -> onnx.ModelP
         names = [f"{weight}_q4", f"{weight}_q4_scale", f"{weight}_q4_zero"]
         if weight not in written:
             written.add(weight)
-            # Weights of several layers (ALBERT) are rounded for all that they read.
-            read = sorted(readers[weight])
-            upper = inverses[given] if len(read) == 1 else _inverse(np.sum([moments[name] for name in read], axis=0))
+            # Weights of several layers (ALBERT) are rounded for all that they read; those that read the same follow
+            # each other.
+            if readers[weight] != of:
+                of = readers[weight]
+                upper = _inverse(np.sum([moments[name] for name in sorted(of)], axis=0))
             parts = _spread_errors(numpy_helper.to_array(known[weight]), upper, block)
             made.graph.initializer.extend(map(numpy_helper.from_array, parts, names))
         settings = {"K": width, "N": outputs, "bits": 4, "block_size": block, "accuracy_level": 1}
@@ -99,7 +101,7 @@ def _moments(model: onnx.ModelProto, feeds: Feeds) -> dict[str, Array]:
     waiting: dict[str, list[Array]] = {}
 
     def add(name: str) -> None:
-        rows = np.concatenate(waiting.pop(name)).astype(np.float64)
+        rows = np.concatenate(waiting.pop(name))
         found[name] = found.get(name, 0) + rows.T @ rows
 
     for name, values in probed(model, feeds):
@@ -114,7 +116,7 @@ def _moments(model: onnx.ModelProto, feeds: Feeds) -> dict[str, Array]:
 def _inverse(moment: Array) -> Array:
     """Upper Cholesky factor of the inverse of damped second moments."""
     size = len(moment)
-    damped = moment / max(np.trace(moment) / size, 1e-12) + DAMPING * np.eye(size)
+    damped = moment.astype(np.float64) / max(np.trace(moment) / size, 1e-12) + DAMPING * np.eye(size)
     upper: Array = np.linalg.cholesky(np.linalg.inv(damped)).T
     return upper
 
@@ -162,7 +164,8 @@ def small_tables(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
                 nodes.append(node)
                 continue
             # Two levels share a byte.
-            fits = bits if table.dims[1] % 2 == 0 and SIDE * size_of(table) >= largest else 8
+            four = table.dims[1] % 2 == 0 and SIDE * size_of(table) >= largest and _wide(table)
+            fits = bits if four else 8
             if table.name not in done:
                 done.add(table.name)
                 made.graph.initializer.extend(_four_bits(table) if fits == 4 else _rows_int8(table))
@@ -170,6 +173,11 @@ def small_tables(model: onnx.ModelProto, bits: int) -> onnx.ModelProto:
         del graph.node[:]
         graph.node.extend(nodes)
     return rebuilt(made)
+
+
+def _wide(table: onnx.TensorProto) -> bool:
+    """Whether half precision has scales for a table's blocks."""
+    return bool(np.abs(numpy_helper.to_array(table)).mean() > 8 * np.finfo(np.float16).tiny)
 
 
 def _four_bits(table: onnx.TensorProto) -> list[onnx.TensorProto]:

@@ -87,13 +87,9 @@ def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def products(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    """The matrix products of the main graph with a large constant on the right."""
-    known = constants(model)
-    return [
-        node
-        for node in model.graph.node
-        if node.op_type == "MatMul" and node.input[1] in known and size_of(known[node.input[1]]) >= LARGE
-    ]
+    """The matrix products of the main graph with a large constant matrix on the right."""
+    large = {name for name, weight in constants(model).items() if len(weight.dims) == 2 and size_of(weight) >= LARGE}
+    return [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in large]
 
 
 def run(model: onnx.ModelProto, feeds: Feeds) -> Iterator[list[Array]]:

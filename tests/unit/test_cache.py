@@ -186,6 +186,17 @@ def test_logits_of_tokens(kind, auto, tmp_path):
             assert_close(kept.signal(batch).logits[name], logits, "fp32")  # padding, too
 
 
+def test_position_biases_reach_as_far_as_a_row_is_padded(tmp_path):
+    """A GPU pads beyond the longest row, which nobody did while the cache was written."""
+    task, request = Tokens(), Request(bias=frozenset({"encoder"}), query=places("encoder", 1))
+    live, kept = cached(tmp_path / "c", tiny_model("mpnet"), task, request, "fp32")
+    batch = task.read(np.arange(8), 0)
+    wider = {**batch, **{n: torch.nn.functional.pad(batch[n], (0, 7)) for n in ("input_ids", "attention_mask")}}
+    width = batch["input_ids"].shape[1]
+    found, expected = kept.signal(wider).bias["encoder"], live.signal(wider).bias["encoder"]
+    assert found.shape == expected.shape and torch.equal(found[:width, :width], expected[:width, :width])
+
+
 def test_first_tokens_alone(tmp_path):
     task, request = Tokens(), Request(first=places("encoder", 1, 2), hidden=places("encoder", 2))
     live, kept = cached(tmp_path / "c", tiny_model("bert"), task, request, "fp32")

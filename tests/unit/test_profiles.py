@@ -307,6 +307,23 @@ def test_an_outlier_spoils_one_block_of_a_4_bit_table_and_ranges_may_cut_off(mon
     assert found["tried"] < 0.98 * found["whole"], found
 
 
+def test_a_table_too_fine_for_half_precision_keeps_8_bits():
+    table = 1e-4 * np.random.default_rng(0).normal(size=(300, 96)).astype(np.float32)
+    off = logits_of(onnx_bits.small_tables(table_graph(table), 4), [{"ids": np.arange(300)}]) - table
+    assert np.square(off).mean() < 1e-3 * np.square(table).mean()
+
+
+def test_a_constant_that_is_no_matrix_stays():
+    cube = onnx.numpy_helper.from_array(np.ones((64, 16, 16), np.float32), "cube")
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [64, 4, 16]) for name in ("x", "z")]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "cube"], ["z"])], "g", ends[:1], ends[1:], [cube]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    made = onnx_bits.compensated(model, 32, [{"x": np.ones((64, 4, 16), np.float32)}])
+    assert [node.op_type for node in made.graph.node] == ["MatMul"]
+
+
 def test_weights_of_several_layers_are_not_smoothed_for_one():
     model, feeds = graph_with_an_outlier(shared=True)
     assert [node.op_type for node in onnx_graph.smoothed(model, feeds).graph.node] == ["MatMul", "MatMul"]

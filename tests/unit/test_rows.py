@@ -1,11 +1,13 @@
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from transformers import BertConfig
 
-from nlp_distill.rows import ahead, padded_in_eights, to_device, token_budget
+from nlp_distill.rows import Rows, ahead, padded_in_eights, to_device, token_budget
 from nlp_distill.testing import tiny_tokenizer
 
 
@@ -58,3 +60,13 @@ def test_a_gpu_is_filled_by_its_memory(memory, tokens, monkeypatch):
     assert token_budget(None, config, torch.device("cuda")) == tokens
     assert token_budget(77, config, torch.device("cuda")) == 77
     assert token_budget(None, config, torch.device("cpu")) == 4096
+
+
+def test_the_budget_counts_the_padding_of_a_gpu():
+    rows = Rows(Dataset.from_dict({"input_ids": [[1] * 9] * 64, "example_id": list(range(64))}), Dataset.from_dict({}))
+    cuts = []
+    rows.batch = lambda cut, seed, collate: cuts.append(len(cut)) or {}
+    for device, most in (("cpu", 10), ("cuda", 6)):
+        cuts.clear()
+        rows.micro_batches(np.arange(64), 96, 0, None, torch.device(device))
+        assert max(cuts) == most

@@ -8,6 +8,13 @@ from nlp_distill.errors import CacheRefused, DiskFull, Interrupted
 from nlp_distill.teaching import STOPPED, Lesson
 
 
+def test_an_error_without_words_is_none_the_less_said(monkeypatch):
+    heard = []
+    monkeypatch.setattr(teaching, "gather_object", lambda mine: heard.extend(mine) or mine)
+    lesson(False, MemoryError()).share(None)
+    assert heard == [({}, "MemoryError()")]
+
+
 def lesson(main, outcome):
     """A process's part in a cache that several write; `outcome`: what its own share comes to."""
 
@@ -35,6 +42,7 @@ def test_all_have_done_theirs(monkeypatch):
     [
         ({}, "disk full", CacheRefused, "process 1 could not write its share: disk full"),
         ({}, STOPPED, Interrupted, "Stopped"),
+        (MemoryError("none left"), "", MemoryError, "none left"),
         (Interrupted(step=0, stage="distill"), "", Interrupted, "Stopped"),
         (DiskFull(path="cache", reason="full"), STOPPED, DiskFull, "cache"),
     ],
