@@ -20,20 +20,31 @@ TARGETS, TARGETS_BATCH, TARGETS_AT_ONCE = "the teacher's targets", 32, 256
 def taught_rows(road: Road) -> Rows:
     """The training rows with what the teacher generates as their labels; made once a run. Raises `Interrupted`."""
     rows, file = road.slices.train, road.rundir.path / "targets.jsonl"
+    first, like = _distinct(road, rows)
     stopped = False
     if road.main:
         try:
-            _write_targets(road, rows, file)
+            _write_targets(road, rows.select(first), file)
         except Interrupted:
             stopped = True
     if road.agreed(stopped):
         raise Interrupted(step=0, stage=TARGETS)
-    return road.rows(road.task.with_answers(rows, read_raw(file.read_text(encoding="utf-8"))))
+    return road.rows(road.task.with_answers(rows, read_raw(file.read_text(encoding="utf-8"))[like]))
+
+
+def _distinct(road: Road, rows: Dataset) -> tuple[list[int], list[int]]:
+    """Rows that ask each something else, and for every row the place of its like among them."""
+    asked = [repr(it) for it in road.task.pipeline_inputs(rows)]
+    first: dict[str, int] = {}
+    for number, text in enumerate(asked):
+        first.setdefault(text, number)
+    places = {text: place for place, text in enumerate(first)}
+    return list(first.values()), [places[text] for text in asked]
 
 
 def _write_targets(road: Road, rows: Dataset, file: Path) -> None:
     """Line by line what the teacher says; a run that was stopped goes on where a whole part ends."""
-    key = road.rundir.manifest()["stages"]["teacher"]["key"]
+    key = f"{road.rundir.manifest()['stages']['teacher']['key']} of {len(rows)}"
     if road.rundir.manifest().get("targets") != key:
         write_text(file, "")
         road.rundir.update_manifest(targets=key)
