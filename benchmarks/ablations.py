@@ -27,9 +27,10 @@ MINUS: dict[str, dict[str, Any]] = {
     "kept memory": {"without": "kept memory"},
     "unfilled tensors": {"without": "unfilled tensors"},
     "quick noise": {"without": "quick noise"},
+    "embeddings in place": {"without": "embeddings in place"},
 }
 OF_LENGTH: dict[str, dict[str, dict[str, Any]]] = {
-    "short": {"sorting": {"without": "sorting"}},
+    "short": {"sorting": {"without": "sorting"}, "several lengths a step": {"without": "several lengths a step"}},
     "long": {"attention by heads": {"without": "attention by heads"}},
 }
 """What only rows of several lengths, or long ones, gain from."""

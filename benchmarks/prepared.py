@@ -147,7 +147,7 @@ def write_rows(bench: Bench, name: str, rows: list[dict[str, Any]]) -> Rows:
         starts=np.concatenate([[0], np.cumsum(lengths)]),
         order_padded=shuffled,
         order_dynamic=shuffled,
-        order_sorted=np.stack(epoch_steps(lengths, BATCH, 0, 0)),
+        order_sorted=np.stack(epoch_steps(lengths, BATCH, 0, 0, groups=1)),
     )
     return Rows(folder, whole, float(lengths.sum()))
 

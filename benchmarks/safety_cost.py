@@ -38,7 +38,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     pair = Pair()
     run, step, optimizer = pair.trainer(autocast_dtype(str(pair.probed["precision"])))
-    order = epoch_steps(pair.rows.lengths, BATCH, 0, 0)
+    order = epoch_steps(pair.rows.lengths, BATCH, 0, 0, groups=1)
     steps, saves, seeds = [], [], []
     with tempfile.TemporaryDirectory(dir=".") as scratch:
         folder = CheckpointFolder(Path(scratch), "k")

@@ -13,6 +13,10 @@ from numpy.typing import NDArray
 
 MEGA_BATCH_STEPS = 50
 """Steps whose examples are sorted together: long enough to waste little padding, short enough to stay mixed."""
+GROUPS = 2
+"""Groups of like lengths that meet in a step: of one, students end further from their teacher than by random steps."""
+FORWARD: dict[str, float] = {"cpu": 40, "cuda": 8192}
+"""Tokens of padding that one micro-batch more is worth: measured on a CPU, guessed for a GPU."""
 
 Indices = NDArray[np.int64]
 
@@ -28,21 +32,24 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
     return max(1, rows // batch_size)
 
 
-def epoch_steps(lengths: Indices, batch_size: int, seed: int, epoch: int) -> list[Indices]:
+def epoch_steps(lengths: Indices, batch_size: int, seed: int, epoch: int, groups: int | None = None) -> list[Indices]:
     """Examples of each optimizer step of an epoch.
 
-    `lengths`: tokens of each example. Shuffled, cut into mega-batches, sorted by length inside, cut into steps
-    of exactly `batch_size` (all rows where there are fewer), steps shuffled.
+    `lengths`: tokens of each example. Shuffled, cut into mega-batches, sorted by length inside, cut into groups; a step
+    of exactly `batch_size` (all rows where there are fewer) is `groups` of the epoch's by chance (`GROUPS`, or
+    the next smaller number that divides it).
     """
     generator = np.random.default_rng(derived_seed(seed, "order", epoch))
     steps = steps_per_epoch(len(lengths), batch_size)
     order = generator.permutation(len(lengths))[: steps * batch_size]
-    chunks: list[Indices] = []
+    size = len(order) // steps
+    met = max(count for count in range(1, (groups or GROUPS) + 1) if size % count == 0)
+    alike: list[Indices] = []
     for start in range(0, len(order), MEGA_BATCH_STEPS * batch_size):
         mega = order[start : start + MEGA_BATCH_STEPS * batch_size]
-        mega = mega[np.argsort(lengths[mega], kind="stable")]
-        chunks += [mega[i : i + batch_size] for i in range(0, len(mega), batch_size)]
-    return [chunks[i] for i in generator.permutation(len(chunks))]
+        alike += np.split(mega[np.argsort(lengths[mega], kind="stable")], len(mega) // size * met)
+    chosen = generator.permutation(len(alike)).reshape(steps, met)
+    return [np.concatenate([alike[i] for i in step]) for step in chosen]
 
 
 def rank_share(step: Indices, rank: int, world: int) -> Indices:
@@ -50,16 +57,20 @@ def rank_share(step: Indices, rank: int, world: int) -> Indices:
     return step[rank::world]
 
 
-def micro_batches(step: Indices, lengths: Indices, max_tokens: int) -> list[Indices]:
-    """Cut examples, sorted by length, into micro-batches of at most `max_tokens` with padding (at least one each)."""
+def micro_batches(step: Indices, lengths: Indices, max_tokens: int, max_padding: float = np.inf) -> list[Indices]:
+    """Cut examples, sorted by length, into micro-batches of at most `max_tokens` with padding (at least one each).
+
+    A row that would bring a micro-batch's padding beyond `max_padding` tokens begins another.
+    """
     ordered = step[np.argsort(lengths[step], kind="stable")]
     cuts: list[Indices] = []
-    start = 0
-    for end in range(1, len(ordered) + 1):
-        padded = (end - start) * int(lengths[ordered[end - 1]])
-        if padded > max_tokens and end - start > 1:
-            cuts.append(ordered[start : end - 1])
-            start = end - 1
+    start, real = 0, 0
+    for end, length in enumerate(lengths[ordered].tolist()):
+        padded = (end + 1 - start) * length
+        if end > start and (padded > max_tokens or padded - real - length > max_padding):
+            cuts.append(ordered[start:end])
+            start, real = end, 0
+        real += length
     if start < len(ordered):
         cuts.append(ordered[start:])
     return cuts

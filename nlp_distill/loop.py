@@ -25,6 +25,7 @@ from nlp_distill.allocator import keep_freed_memory
 from nlp_distill.attention import attention_by_heads
 from nlp_distill.batches import Indices, derived_seed, epoch_steps, micro_batches, rank_share, steps_per_epoch
 from nlp_distill.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors, restore_optimizer
+from nlp_distill.embedding import embeddings_in_place
 from nlp_distill.errors import Interrupted, LossNotFinite, RunFailed
 from nlp_distill.families import encoder_of
 from nlp_distill.first_token import first_token_only
@@ -170,7 +171,7 @@ def train(
     last_saved = last_shown = time.monotonic()
     stop, examples = False, 0
     lean = settings.lean and first_suffices(task, model.config, objective.student_request, setting.tokenizer)
-    with _quickly(model, lean), watched(stage, settings.stall_minutes, notify) as beat:
+    with _quickly(model, lean, world == 1), watched(stage, settings.stall_minutes, notify) as beat:
         while not finished:
             epoch = done_steps // per_epoch
             steps = epoch_steps(rows.lengths, settings.batch_size, setting.seed, epoch)
@@ -328,10 +329,11 @@ def _over_ranks(values: dict[str, float], accelerator: Accelerator) -> dict[str,
 
 
 @contextmanager
-def _quickly(model: PreTrainedModel, lean: bool) -> Iterator[None]:
+def _quickly(model: PreTrainedModel, lean: bool, alone: bool) -> Iterator[None]:
     """Noise from a generator of the training's own, and what makes a step short; `lean`: the last layer for [CLS]."""
     shortened = first_token_only(model) if lean else nullcontext()
-    with torch.random.fork_rng(), fast_dropout(), attention_by_heads(), shortened:
+    lookups = embeddings_in_place() if alone else nullcontext()
+    with torch.random.fork_rng(), fast_dropout(), attention_by_heads(), lookups, shortened:
         yield
 
 

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import PretrainedConfig
 
-from nlp_distill.batches import Indices, derived_seed, micro_batches
+from nlp_distill.batches import FORWARD, Indices, derived_seed, micro_batches
 from nlp_distill.families import family_of
 from nlp_distill.task import Batch
 
@@ -69,9 +69,9 @@ class Rows:
         collate: Callable[[list[dict[str, Any]]], Batch],
         device: torch.device,
     ) -> list[Batch]:
-        """Examples by number, cut under a token budget, on a device."""
+        """Examples by number, cut under a token budget and where padding costs more than a cut, on a device."""
         widths = -(-self.lengths // EIGHT) * EIGHT if device.type == "cuda" else self.lengths
-        cuts = micro_batches(some, widths, max_tokens)
+        cuts = micro_batches(some, widths, max_tokens, FORWARD.get(device.type, FORWARD["cuda"]))
         return [to_device(self.batch(cut, seed, collate), device) for cut in cuts]
 
 

@@ -6,6 +6,7 @@ An epoch ends with the event `metric`, after its scoring: what a run does beside
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -44,13 +45,18 @@ def main(settings: dict[str, Any]) -> None:
 def without(gain: str) -> None:
     """For an ablation: take out what no setting turns off."""
     if gain == "sorting":
-        batches.MEGA_BATCH_STEPS = 1
+        batches.MEGA_BATCH_STEPS = batches.GROUPS = 1
+        batches.FORWARD["cpu"] = math.inf
+    elif gain == "several lengths a step":
+        batches.GROUPS = 1
     elif gain == "kept memory":
         loop.keep_freed_memory = lambda: False
     elif gain == "scoring":
         loop.selection_score = lambda *_: (0.0, 0.0)
     elif gain == "fused AdamW":
         loop.adamw = plain_adamw
+    elif gain == "embeddings in place":
+        loop.embeddings_in_place = nullcontext
     elif gain == "quick noise":
         loop.fast_dropout = nullcontext
     elif gain == "attention by heads":

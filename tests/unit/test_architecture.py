@@ -13,7 +13,8 @@ CORE = ROOT / "nlp_distill"
 
 TIERS = [
     {"errors"},
-    {"allocator", "attention", "noise", "layers", "presets", "settings", "strict_yaml", "outcome", "sessions"},
+    {"allocator", "attention", "embedding", "noise", "layers", "presets"},
+    {"settings", "strict_yaml", "outcome", "sessions"},
     {"terms", "trouble"},
     {"recipe"},
     {"task", "rundir", "families", "vetting", "hub_trouble", "overrides"},

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nlp_distill.batches import derived_seed, epoch_steps, micro_batches, rank_share, steps_per_epoch
+from nlp_distill.batches import FORWARD, derived_seed, epoch_steps, micro_batches, rank_share, steps_per_epoch
 
 lengths_of = st.lists(st.integers(1, 60), min_size=1, max_size=300).map(lambda x: np.array(x, dtype=np.int64))
 
@@ -25,13 +25,22 @@ def test_order_differs_by_seed_and_epoch():
     assert not (orders[0] == orders[2]).all()
 
 
-def test_sorting_within_mega_batches_wastes_little_padding():
+def test_micro_batches_of_groups_waste_little_padding_and_steps_have_several_lengths():
     lengths = np.random.default_rng(0).integers(1, 60, 5000)
     steps = epoch_steps(lengths, 32, 0, 0)
-    padded = sum(len(step) * lengths[step].max() for step in steps)
+    cuts = [micro_batches(step, lengths, 4096, FORWARD["cpu"]) for step in steps]
+    padded = sum(len(cut) * lengths[cut].max() for step in cuts for cut in step)
     assert padded < 1.05 * lengths[np.concatenate(steps)].sum()
+    assert np.mean([len(step) for step in cuts]) < 2.5
+    spread = np.mean([lengths[step].std() for step in steps])
+    assert spread > 0.5 * lengths.std()  # of one length each, it would be a hundredth; by chance, all of it
     means = [lengths[step].mean() for step in steps]
-    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3  # and the steps are shuffled again
+    assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3
+
+
+def test_steps_of_odd_size_are_whole_groups():
+    lengths = np.random.default_rng(0).integers(1, 60, 700)
+    assert {len(step) for step in epoch_steps(lengths, 7, 0, 0)} == {7}
 
 
 @given(lengths_of, st.integers(1, 400))
@@ -41,6 +50,14 @@ def test_micro_batches_keep_every_example_within_the_budget(lengths, budget):
     assert sorted(np.concatenate(cuts).tolist()) == step.tolist()
     for cut in cuts:
         assert len(cut) == 1 or len(cut) * lengths[cut].max() <= budget
+
+
+@given(lengths_of, st.integers(0, 80))
+def test_micro_batches_keep_their_padding_within_bounds(lengths, bound):
+    cuts = micro_batches(np.arange(len(lengths)), lengths, 400, bound)
+    assert sorted(np.concatenate(cuts).tolist()) == list(range(len(lengths)))
+    for cut in cuts:
+        assert len(cut) * lengths[cut].max() - lengths[cut].sum() <= bound
 
 
 @given(st.integers(1, 8), st.integers(8, 64))
