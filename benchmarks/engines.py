@@ -54,7 +54,7 @@ def tuned(bench: Bench, rows: Rows, losses: str, feed: str = "dynamic", name: st
 
 
 def products(bench: Bench, rows: Rows, feed: str = "sorted") -> Arm:
-    """The matrix products of ours alone, over the same batches."""
+    """The matrix products of ours alone, over steps of one length."""
     return Arm("torch.mm", "products.py", {**fed(bench, rows, feed), "steps": rows.examples // 32})
 
 

@@ -4,7 +4,7 @@
 
 Interleaved in one process: some steps of the quickstart's distillation, one checkpoint (written, hashed, fsynced,
 published, an older one dropped), a thousand reseedings. A run writes a checkpoint every `checkpoint_minutes` (5) and
-reseeds once a micro-batch.
+reseeds once a micro-batch, of which a short step has two.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from common import BATCH, Pair, interval, keep
 
-from nlp_distill.batches import derived_seed, epoch_steps
+from nlp_distill.batches import GROUPS, derived_seed, epoch_steps
 from nlp_distill.checkpoint import Checkpoint, CheckpointFolder, optimizer_tensors
 from nlp_distill.precision import autocast_dtype
 from nlp_distill.recipe import Training
@@ -28,7 +28,8 @@ STEPS, SEEDS = 8, 1000
 
 def share(steps: np.ndarray, saves: np.ndarray, seeds: np.ndarray) -> float:
     """Percent of training time."""
-    return float(100 * (np.median(saves) / (60 * Training().checkpoint_minutes) + np.median(seeds) / np.median(steps)))
+    reseeding = GROUPS * np.median(seeds) / np.median(steps)
+    return float(100 * (np.median(saves) / (60 * Training().checkpoint_minutes) + reseeding))
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ MEGA_BATCH_STEPS = 50
 """Steps whose examples are sorted together: long enough to waste little padding, short enough to stay mixed."""
 GROUPS = 2
 """Groups of like lengths that meet in a step: of one, students end further from their teacher than by random steps."""
-FORWARD: dict[str, float] = {"cpu": 40, "cuda": 8192}
+FORWARD: dict[str, float] = {"cpu": 40, "cuda": 2048}
 """Tokens of padding that one micro-batch more is worth: measured on a CPU, guessed for a GPU."""
 
 Indices = NDArray[np.int64]
@@ -36,20 +36,23 @@ def epoch_steps(lengths: Indices, batch_size: int, seed: int, epoch: int, groups
     """Examples of each optimizer step of an epoch.
 
     `lengths`: tokens of each example. Shuffled, cut into mega-batches, sorted by length inside, cut into groups; a step
-    of exactly `batch_size` (all rows where there are fewer) is `groups` of the epoch's by chance (`GROUPS`, or
-    the next smaller number that divides it).
+    of exactly `batch_size` (all rows where there are fewer) is `groups` (`GROUPS`) of the epoch's by chance.
     """
     generator = np.random.default_rng(derived_seed(seed, "order", epoch))
     steps = steps_per_epoch(len(lengths), batch_size)
     order = generator.permutation(len(lengths))[: steps * batch_size]
     size = len(order) // steps
-    met = max(count for count in range(1, (groups or GROUPS) + 1) if size % count == 0)
-    alike: list[Indices] = []
+    alike: list[list[Indices]] = [[] for _ in range(groups or GROUPS)]
     for start in range(0, len(order), MEGA_BATCH_STEPS * batch_size):
         mega = order[start : start + MEGA_BATCH_STEPS * batch_size]
-        alike += np.split(mega[np.argsort(lengths[mega], kind="stable")], len(mega) // size * met)
-    chosen = generator.permutation(len(alike)).reshape(steps, met)
-    return [np.concatenate([alike[i] for i in step]) for step in chosen]
+        mega = mega[np.argsort(lengths[mega], kind="stable")]
+        for row in range(0, len(mega), size):
+            for some, group in zip(alike, np.array_split(mega[row : row + size], len(alike)), strict=True):
+                some.append(group)
+    chosen = [generator.permutation(steps) for _ in alike]
+    return [
+        np.concatenate([some[i] for some, i in zip(alike, step, strict=True)]) for step in zip(*chosen, strict=True)
+    ]
 
 
 def rank_share(step: Indices, rank: int, world: int) -> Indices:

@@ -28,9 +28,11 @@ def embeddings_in_place() -> Iterator[None]:
         norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
     ) -> Tensor:  # fmt: skip
         learns = torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf and weight.device.type == "cpu"
-        if not learns or max_norm is not None or scale_grad_by_freq or sparse:
+        heard = weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None)
+        if not learns or heard or max_norm is not None or scale_grad_by_freq or sparse:
             return torchs(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
-        looked: Tensor = _Lookup.apply(weight, input, padding_idx)  # type: ignore[no-untyped-call]
+        padding = None if padding_idx is None else padding_idx % len(weight)
+        looked: Tensor = _Lookup.apply(weight, input, padding)  # type: ignore[no-untyped-call]
         return looked
 
     F.embedding = embedding

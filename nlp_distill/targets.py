@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 from datasets import Dataset
@@ -34,12 +35,12 @@ def taught_rows(road: Road) -> Rows:
 
 def _distinct(road: Road, rows: Dataset) -> tuple[list[int], list[int]]:
     """Rows that ask each something else, and for every row the place of its like among them."""
-    asked = [repr(it) for it in road.task.pipeline_inputs(rows)]
-    first: dict[str, int] = {}
-    for number, text in enumerate(asked):
-        first.setdefault(text, number)
-    places = {text: place for place, text in enumerate(first)}
-    return list(first.values()), [places[text] for text in asked]
+    asked = [pickle.dumps(it) for it in road.task.pipeline_inputs(rows)]
+    first: dict[bytes, int] = {}
+    for number, it in enumerate(asked):
+        first.setdefault(it, number)
+    places = {it: place for place, it in enumerate(first)}
+    return list(first.values()), [places[it] for it in asked]
 
 
 def _write_targets(road: Road, rows: Dataset, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Prepared rows as batches, for the loops that are not ours: padded, dynamic, or in our order.
+"""Prepared rows as batches, for the loops that are not ours: padded, dynamic, or sorted.
 
 Needs only numpy and torch, so that it runs in the environments of others.
 """
@@ -19,7 +19,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class Feed:
-    """Batches of 32 rows. `kind`: `padded` to 128 and `dynamic` are in random order, `sorted` is our epoch's order.
+    """Batches of 32 rows. `kind`: `padded` to 128 and `dynamic` are in random order, `sorted` has steps of one length.
 
     A block has `steps` steps. The steps are dealt to the blocks of an epoch by their width, so that all blocks have
     about as many tokens.

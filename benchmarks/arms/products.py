@@ -1,4 +1,4 @@
-"""The roofline: the matrix products of a student's training step alone, as `torch.mm`, in the step's own shapes."""
+"""The roofline: the matrix products of a step alone, as `torch.mm`, in the shapes of steps of one length."""
 
 from __future__ import annotations
 

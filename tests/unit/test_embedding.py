@@ -47,7 +47,17 @@ def test_what_does_not_learn_is_left_alone():
         made.retain_grad()
         F.embedding(torch.tensor([2, 2]), made).sum().backward()
         assert made.grad.tolist() == [[0, 0], [0, 0], [2, 2]]
-    assert F.embedding is nn.functional.embedding
+        listened = nn.Parameter(torch.ones(3, 2))
+        listened.register_hook(lambda gradient: gradient * 10)
+        F.embedding(torch.tensor([1]), listened).sum().backward()
+        assert listened.grad.tolist() == [[0, 0], [10, 10], [0, 0]]
+
+
+def test_a_padding_from_the_end_is_counted_as_torch_counts_it():
+    table = nn.Parameter(torch.ones(5, 2))
+    with embeddings_in_place():
+        F.embedding(torch.tensor([4, 4, 1]), table, -1).sum().backward()
+    assert table.grad.sum(1).tolist() == [0, 2, 0, 0, 0]
 
 
 def test_numbers_outside_the_table_are_refused():
