@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 from datasets import Dataset
+from datasets.fingerprint import Hasher
 
 from nlp_distill.errors import Interrupted
 from nlp_distill.prediction import variant_pipeline
@@ -35,8 +35,8 @@ def taught_rows(road: Road) -> Rows:
 
 def _distinct(road: Road, rows: Dataset) -> tuple[list[int], list[int]]:
     """Rows that ask each something else, and for every row the place of its like among them."""
-    asked = [pickle.dumps(it) for it in road.task.pipeline_inputs(rows)]
-    first: dict[bytes, int] = {}
+    asked = [Hasher.hash(it) for it in road.task.pipeline_inputs(rows)]
+    first: dict[str, int] = {}
     for number, it in enumerate(asked):
         first.setdefault(it, number)
     places = {it: place for place, it in enumerate(first)}
