@@ -100,7 +100,7 @@ def _resampled(task: Task, raws: list[Array], rows: Dataset, seed: int) -> list[
 
 
 def _percentiles(values: list[float]) -> list[float]:
-    return [round(float(value), 2) for value in np.percentile(values, [2.5, 97.5])]
+    return [round(float(value), 2) + 0.0 for value in np.percentile(values, [2.5, 97.5])]
 
 
 def agreement(task: Task, raw: Array, other: Array) -> float | None:

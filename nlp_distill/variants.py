@@ -226,6 +226,7 @@ def _entry(road: Road, variant: Variant, raws: dict[str, Array], rows: Any, reco
         source = raws[_source(variant.form)]
         same = agreement(task, raw, source)
         entry["flips"] = None if same is None else round(1 - same, 4)
+        entry["loss_ci95"] = paired_interval(task, raws["student"], raw, rows, seed)
     if variant.name == "student" and "control" in raws:
         entry["gain_over_control"] = round(score[metric] - records["evaluate"]["scores"]["control"][metric], 2)
         entry["gain_over_control_ci95"] = paired_interval(task, raw, raws["control"], rows, seed)

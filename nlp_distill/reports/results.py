@@ -50,13 +50,18 @@ def build_results(road: Any, variants: list[dict[str, Any]], records: dict[str, 
 def recommend(variants: list[dict[str, Any]], metric: str, budget: Budget, real: int) -> dict[str, Any]:
     """The smallest student that meets every limit; where none does, the smallest that passed.
 
-    A form that lost more on the reported rows than it might on those that judged it gives way to one that did not.
+    A form that surely lost more on the reported rows than it might on those that judged it gives way to one that did
+    not; what may be chance among the reported rows chooses nothing.
     """
     students = [v for v in variants if v["name"].startswith("student") and v["status"] in ("passed", "repaired")]
     good = [v for v in students if all(limit["met"] for limit in budget_report(v, metric, budget, real).values())]
     source = next((v for v in students if v["name"] == "student"), None)
-    kept = [v for v in good or students if source is None or lost_more(v, source, metric) is None]
+    kept = [v for v in good or students if source is None or not _surely_lost(v, source, metric)]
     return min(kept or good or students, key=lambda variant: variant["bytes"])
+
+
+def _surely_lost(variant: dict[str, Any], source: dict[str, Any], metric: str) -> bool:
+    return lost_more(variant, source, metric) is not None and variant["loss_ci95"][0] > 0
 
 
 def lost_more(variant: dict[str, Any], source: dict[str, Any], metric: str) -> float | None:

@@ -139,8 +139,9 @@ def _lost_here(variant: dict[str, Any], by_name: dict[str, Any], metric: str) ->
     if lost is None:
         return None
     allowed = variant["settings"]["gate"]["allowed"]
+    sure = " (95 % interval {:.2f} to {:.2f})".format(*variant["loss_ci95"]) if "loss_ci95" in variant else ""
     return (
-        f"{variant['name']} lost {lost:.2f} points against the student on the reported rows; {allowed:g} were "
+        f"{variant['name']} lost {lost:.2f} points against the student on the reported rows{sure}; {allowed:g} were "
         "allowed on the selection rows, which it passed."
     )
 
