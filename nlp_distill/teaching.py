@@ -334,7 +334,7 @@ def summary(request: Request) -> str:
 
 def shown(size: float) -> str:
     """Bytes, for people."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _plain(value: Any) -> Any:

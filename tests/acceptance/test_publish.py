@@ -14,7 +14,7 @@ import nlp_distill
 from nlp_distill.testing.hub import LoopbackHub
 
 LIBRARY = Path(__file__).parents[1] / "browser" / "node_modules"
-SETTINGS = ["teacher.finetune={epochs: 1, learning_rate: 5e-5}", "distill.epochs=1", "data.limit=300"]
+SETTINGS = ["teacher.finetune={epochs: 1, learning_rate: 5e-5}", "distill.epochs=1", "data.limit=200"]
 TEXTS = ["A moving, beautiful film.", "Dull and far too long."]
 
 pytestmark = pytest.mark.slow

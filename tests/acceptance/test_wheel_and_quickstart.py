@@ -63,13 +63,13 @@ def installed(tmp_path_factory):
 
 def test_the_quickstart_in_short(installed):
     tool = installed / "env" / "bin" / "nlp-distill"
-    output = call(tool, "run", "quickstart", "-o", "data.limit=4000", "-o", "distill.epochs=3", cwd=installed)
+    output = call(tool, "run", "quickstart", "-o", "data.limit=2500", "-o", "distill.epochs=3", cwd=installed)
     assert "Recommended: student-onnx-int8" in output
     assert "nlp-distill predict runs/quickstart" in output
     results = json.loads((installed / "runs" / "quickstart" / "results.json").read_text())
     scores = {variant["name"]: variant["score"]["accuracy"] for variant in results["variants"]}
     sizes = {variant["name"]: variant["bytes"] for variant in results["variants"]}
-    assert scores["teacher"] > 80
+    assert scores["teacher"] > 75
     assert scores["student"] > 0.95 * scores["teacher"]
     assert abs(scores["student-onnx-int8"] - scores["student"]) < 1.5
     assert scores["student-onnx-fp32"] == scores["student"]
@@ -181,7 +181,7 @@ def test_seq2seq_in_short_served_by_stock_pipelines(installed):
 
 def test_questions_in_short(installed):
     tool = installed / "env" / "bin" / "nlp-distill"
-    settings = ["-o", "teacher.finetune.epochs=1", "-o", "distill.epochs=1", "-o", "data.limit=300"]
+    settings = ["-o", "teacher.finetune.epochs=1", "-o", "distill.epochs=1", "-o", "data.limit=150"]
     assert "Recommended: student" in call(tool, "run", "quickstart-qa", *settings, cwd=installed)
     context = "The tower was built in 1889 by a French engineer."
     answer = call(tool, "predict", "runs/quickstart-qa", "When was it built?", "--text-pair", context, cwd=installed)

@@ -500,7 +500,7 @@ def test_the_quickstart_in_five_clicks(service, visit):
     page.locator("summary", has_text=re.compile(r"^\s*data\b")).click()
     visitor.clicks += 1
     page.locator("[name='data.limit']").click()
-    page.keyboard.type("800")
+    page.keyboard.type("400")
     visitor.click("button", "Submit")
     page.wait_for_url("**/jobs/job_*")
     expect(page.locator("h1")).to_contain_text("succeeded", timeout=30 * 60_000)

@@ -51,9 +51,13 @@ CASES = (
 
 @pytest.mark.parametrize(("head", "variant"), CASES)
 def test_thousand_real_rows(exported, head, variant):
-    """The pipeline answers row by row, ours in batches of one length, where that is allowed."""
+    """The pipeline answers row by row, ours in batches of one length, where that is allowed.
+
+    Of questions in fp32, which take longest, a quarter of the rows.
+    """
     folder, rows = exported[head], rows_of(head)
     assert len(rows) == ROWS
+    rows = rows[: ROWS // 4] if (head, variant) == ("questions", FP32) else rows
     light, pipe = load_light(folder, variant), load_pipeline(folder, variant, threads=1)
     if head == "questions":
         expected = pipe(question=[row["question"] for row in rows], context=[row["context"] for row in rows])

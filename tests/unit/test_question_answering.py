@@ -165,6 +165,7 @@ def test_scores_where_there_may_be_no_answer(world):
     assert (scores["f1_answerable"], scores["f1_unanswerable"]) == (50.0, 0.0)
     # With a threshold between 0.1 and 0.3 all three are right.
     assert scores["f1_best_threshold"] == 100.0
+    assert scores["best_threshold"] == pytest.approx(10.0)
 
 
 @pytest.fixture

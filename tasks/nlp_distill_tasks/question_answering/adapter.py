@@ -222,15 +222,18 @@ class QuestionAnswering(Task):
         return found
 
     def score_statistics(self, statistics: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-        """`f1` and `exact`; of v2 also F1 by kind of question, and with the best threshold for "no answer"."""
+        """`f1` and `exact`; of v2 also F1 by kind of question, and with the best threshold for "no answer".
+
+        `best_threshold`: that threshold, in points of probability: of no answer less that of the likeliest span.
+        """
         scores = {name: 100.0 * float(statistics[name].mean()) for name in ("f1", "exact")}
         if self.options.no_answer:
             answerable = statistics["answerable"]
             for name, rows in (("f1_answerable", answerable), ("f1_unanswerable", ~answerable)):
                 if rows.any():
                     scores[name] = 100.0 * float(statistics["f1"][rows].mean())
-            _, best = best_threshold(statistics["none"], statistics["best"], answerable)
-            scores["f1_best_threshold"] = 100.0 * best
+            threshold, best = best_threshold(statistics["none"], statistics["best"], answerable)
+            scores |= {"f1_best_threshold": 100.0 * best, "best_threshold": 100.0 * threshold}
         return scores
 
     def decisions(self, raw: NDArray[Any]) -> NDArray[Any]:
