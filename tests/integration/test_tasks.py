@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import nlp_distill
+from nlp_distill import estimate as estimating
 from nlp_distill import targets
 from nlp_distill.doctor import check_model
 from nlp_distill.errors import (
@@ -149,9 +150,13 @@ def test_seq2seq_from_an_encoder(tiny_recipe, tiny_teacher, tmp_path):
     assert stages["student"]["origin"]["teacher_layers"] == {"encoder": 4, "decoder": 4}
 
 
-def test_sequence_level_distillation_learns_what_the_teacher_says(tiny_recipe, tmp_path):
+def test_sequence_level_distillation_learns_what_the_teacher_says(tiny_recipe, tmp_path, monkeypatch):
     new = {"layers": 1, "hidden_size": 16, "attention_heads": 2, "vocabulary": 300}
     recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST}, export=[])
+    with monkeypatch.context() as steady:
+        steady.setattr(estimating, "_rate", lambda _: 1e9)
+        labels, taught = (estimating.estimate(str(recipe), [f"distill.targets={of}"]) for of in ("data", "teacher"))
+    assert taught.seconds > labels.seconds and taught.steps == labels.steps
     run = nlp_distill.run(recipe, "distill.recipe=seqkd", out=tmp_path / "run", until="distill")
     said = [json.loads(line) for line in (run.path / "targets.jsonl").read_text().splitlines()]
     sources = {json.loads(line)["source"] for line in (tmp_path / "d" / "train.jsonl").read_text().splitlines()}
