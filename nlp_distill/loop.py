@@ -165,7 +165,7 @@ def train(
     def micro_batches_of(numbered: tuple[int, Indices]) -> list[Batch]:
         number, step = numbered
         chance, mine = derived_seed(setting.seed, "examples", number), rank_share(step, rank, world)
-        return rows.micro_batches(mine, budget, chance, collate, device)
+        return rows.micro_batches(mine, budget, chance, collate, device, setting.autocast)
 
     finished = done_steps >= total or _out_of_patience(done, settings)
     last_saved = last_shown = time.monotonic()

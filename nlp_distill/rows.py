@@ -68,10 +68,12 @@ class Rows:
         seed: int,
         collate: Callable[[list[dict[str, Any]]], Batch],
         device: torch.device,
+        autocast: torch.dtype | None = None,
     ) -> list[Batch]:
         """Examples by number, cut under a token budget and where padding costs more than a cut, on a device."""
         widths = -(-self.lengths // EIGHT) * EIGHT if device.type == "cuda" else self.lengths
-        cuts = micro_batches(some, widths, max_tokens, FORWARD.get(device.type, FORWARD["cuda"]))
+        kind = "cpu, bf16" if device.type == "cpu" and autocast is not None else device.type
+        cuts = micro_batches(some, widths, max_tokens, FORWARD.get(kind, FORWARD["cuda"]))
         return [to_device(self.batch(cut, seed, collate), device) for cut in cuts]
 
 

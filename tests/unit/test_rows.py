@@ -70,3 +70,13 @@ def test_the_budget_counts_the_padding_of_a_gpu():
         cuts.clear()
         rows.micro_batches(np.arange(64), 96, 0, None, torch.device(device))
         assert max(cuts) == most
+
+
+def test_where_bf16_is_quick_a_forward_is_worth_more_padding():
+    lengths = [5] * 16 + [17] * 16
+    made = {"input_ids": [[1] * length for length in lengths], "example_id": list(range(32))}
+    rows = Rows(Dataset.from_dict(made), Dataset.from_dict({}))
+    rows.batch = lambda cut, seed, collate: {}
+    cpu = torch.device("cpu")
+    assert len(rows.micro_batches(np.arange(32), 4096, 0, None, cpu)) == 2
+    assert len(rows.micro_batches(np.arange(32), 4096, 0, None, cpu, torch.bfloat16)) == 1
