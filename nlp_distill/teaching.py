@@ -205,18 +205,19 @@ class Lesson:
         return self._kept(asked, automatic=False)
 
     def _kept(self, precision: str, automatic: bool) -> str:
-        """Find the cache, or make it where it fits."""
-        folder, found = self.folder(precision), True
+        """Find the cache, or make it where it fits; `auto` takes one of half the size where the exact one does not."""
+        folder, found, reason = self.folder(precision), True, ""
         if sealed(folder) is None:
             with sole_writer(folder, self._wait):
                 if sealed(folder) is None:
                     found = False
                     planned = self._plan(precision)
                     reason = self._too_large(planned, folder, precision, automatic)
-                    if reason:
-                        return self._beside(reason)
-                    self._make_room()
-                    self._write(folder, planned, precision)
+                    if not reason:
+                        self._make_room()
+                        self._write(folder, planned, precision)
+        if reason:
+            return self._kept("bf16", automatic) if precision == "fp32" else self._beside(reason)
         self._remember(precision)
         used_now(folder)
         if found:
@@ -235,9 +236,9 @@ class Lesson:
         free = shutil.disk_usage(folder.parent).free
         size = shown(planned.size)
         if automatic and planned.size > min(AUTO_BYTES, free // 2):
-            smaller = " or ".join(f"{name} {shown(planned.size_in(name))}" for name in ("bf16", "int8"))
             limit = shown(AUTO_BYTES) if free // 2 > AUTO_BYTES else f"half of the {shown(free)} that are free"
-            return f"its cache would take {size}, more than {limit}; `cache:` {smaller}"
+            smaller = shown(planned.size_in("int8"))
+            return f"its cache would take {size} in {precision}, more than {limit}; `cache: int8` {smaller}"
         if planned.size > free:
             raise CacheTooLarge(size=size, precision=precision, free=shown(free), folder=folder)
         held = summary(self.request)

@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_refused_or_run_live(tiny_recipe, tmp_path, monkeyp
     with pytest.raises(CacheTooLarge, match=r"need .* MB in bf16, but only 0.0 MB are free"):
         distilled(recipe, tmp_path / "run", "distill.cache=bf16")
     _, told = distilled(recipe, tmp_path / "live")
-    assert "more than half of the 0.0 MB that are free; `cache:` bf16" in told[-1]
+    assert "in bf16, more than half of the 0.0 MB that are free; `cache: int8`" in told[-1]
     monkeypatch.undo()
     monkeypatch.setenv("NLP_DISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(teaching, "AUTO_BYTES", 1000)
@@ -149,6 +149,21 @@ def test_what_does_not_fit_is_refused_or_run_live(tiny_recipe, tmp_path, monkeyp
     assert "the teacher runs beside the student: its cache would take" in told[-1]
     _, told = distilled(recipe, tmp_path / "once", "distill.epochs=1")
     assert "over a single epoch" in told[-1] and not shelf.shelved()
+
+
+def test_auto_takes_half_the_size_where_the_exact_one_is_too_large(tiny_recipe, tmp_path, monkeypatch):
+    recipe = tiny_recipe()
+    distilled(recipe, tmp_path / "exact", "distill.cache=fp32")
+    (exact,) = shelf.shelved()
+    shelf.prune(0)
+    monkeypatch.setattr(teaching, "AUTO_BYTES", exact.size * 0.7)
+    auto, told = distilled(recipe, tmp_path / "auto")
+    (half,) = shelf.shelved()
+    assert half.size < exact.size * 0.7 and "bf16" in told[-1]
+    _, told = distilled(recipe, tmp_path / "again")
+    assert "cached already (bf16)" in told[-1]
+    asked, _ = distilled(recipe, tmp_path / "asked", "distill.cache=bf16")
+    assert equal(weights(auto), weights(asked))
 
 
 def test_a_resumed_run_keeps_what_auto_decided(tiny_recipe, tmp_path, monkeypatch):
