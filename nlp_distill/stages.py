@@ -129,7 +129,7 @@ def _walk(road: Road, keys: StageKeys, stages: tuple[str, ...]) -> None:
         start = time.monotonic()
         if road.main:
             keys.start(stage)
-        with keys.counted(stage), named(stage):
+        with keys.counted(stage), named(stage, road.stop):
             files, facts = MAKERS[stage](road)
             # What goes now, checkpoints and candidates, another process may still be reading.
             road.accelerator.wait_for_everyone()

@@ -9,7 +9,16 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from nlp_distill.errors import DiskFailed, DiskFull, NlpDistillError, OutOfMemory, ProcessLost, Stalled
+from nlp_distill.errors import (
+    DiskFailed,
+    DiskFull,
+    Interrupted,
+    NlpDistillError,
+    OutOfMemory,
+    ProcessLost,
+    RunFailed,
+    Stalled,
+)
 
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc", "failed to allocate")
 """How torch, its allocators and ONNX Runtime say it."""
@@ -31,14 +40,19 @@ def together(stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def named(stage: str) -> Iterator[None]:
+def named(stage: str, stopping: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Turn what a machine does to a stage into an error that names the stage, the reason and a way on.
 
-    Raises `OutOfMemory`, `DiskFailed`, `ProcessLost`; everything else passes.
+    Raises `OutOfMemory`, `DiskFailed`, `ProcessLost`, `Interrupted`; everything else passes.
     """
     try:
         with together(stage):
             yield
+    except RunFailed as error:
+        if stopping():
+            # Ctrl-C ends the processes that work for this one, too: they did not fail.
+            raise Interrupted(step=0, stage=stage) from error
+        raise
     except DiskFull as error:
         raise DiskFailed(stage=stage, reason=str(error)) from error
     except MemoryError as error:

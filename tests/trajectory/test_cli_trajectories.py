@@ -341,6 +341,26 @@ def test_a_signal_stops_after_the_step_with_75_and_the_same_command_resumes(undi
 
 
 @ONE_TASK
+def test_ctrl_c_while_another_process_measures_ends_with_75_too(straight):
+    """It reaches the whole group: the one that measures dies of it."""
+    recipe, run = straight
+    command = [*CLI, "run", str(recipe), "--out", str(run), *SLOWLY]
+    output = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environment(), stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        while process.poll() is None and not psutil.Process(process.pid).children():
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)
+        shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, shown
+    assert "Stopped at step 0 of 'measure'" in shown and "the same command resumes" in shown
+    assert "Traceback" not in shown and "Error" not in shown
+    code, shown = here("run", recipe, "--out", run, *SLOWLY)
+    assert code == 0, shown
+
+
+@ONE_TASK
 def test_a_disk_that_fails_in_the_middle_is_named_and_costs_nothing(undisturbed, tmp_path):
     """Files may grow to 20 kB: the data and the events fit, the first checkpoint does not."""
     recipe, expected = undisturbed
