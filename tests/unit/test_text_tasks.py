@@ -338,10 +338,14 @@ def test_a_slow_tokenizer_serves_where_no_places_are_asked_for(tiny_recipe, tmp_
         teacher={"model": str(marian), "finetune": {"epochs": 1, "batch_size": 16}},
         student={"decoder_layers": 1},
         distill={"epochs": 1, "batch_size": 16, "losses": [{"kind": "logits"}, {"kind": "labels"}]},
+        export=[{"format": "onnx", "profile": "fast", "score_drop": 100}],
     )
     run = nlp_distill.run(recipe, out=tmp_path / "run", until="evaluate")
     assert {"source.spm", "target.spm", "vocab.json"} <= {file.name for file in (run.path / "model").iterdir()}
-    assert isinstance(run.pipeline("student")("good film")[0]["generated_text"], str)
+    said = run.pipeline("student")("good film")[0]["generated_text"]
+    assert isinstance(said, str)
+    assert run.pipeline("student-onnx-fp32")("good film")[0]["generated_text"] == said
+    assert isinstance(run.pipeline("student-onnx-int8")("good film")[0]["generated_text"], str)
 
 
 def test_a_slow_tokenizer_is_refused_where_places_are(tmp_path):
