@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nlp_distill.data import read_table
 from nlp_distill.errors import InputInvalid
+from nlp_distill.task import PAIRED
 
 if TYPE_CHECKING:
     from nlp_distill.task import Task
@@ -16,16 +17,6 @@ Row = tuple[str, str | None]
 USUAL = ("text", "sentence", "review", "content", "comment", "message", "body", "question", "source", "input")
 PAIRS = ("text_pair", "context")
 """Roles of a second text."""
-PAIRED = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("text1", "text2"),
-    ("sentence_a", "sentence_b"),
-    ("query", "passage"),
-)
-"""Usual names of two texts."""
 
 
 def rows_of(file: Path, task: Task, column: str | None, pair_column: str | None, paired: bool = False) -> list[Row]:

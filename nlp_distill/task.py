@@ -31,6 +31,17 @@ if TYPE_CHECKING:
 
 GROUP = "nlp_distill.tasks"
 Batch = dict[str, Any]
+PAIRED = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("text", "text_pair"),
+    ("text1", "text2"),
+    ("sentence_a", "sentence_b"),
+    ("query", "passage"),
+)
+"""Usual names of the columns of two texts."""
 
 
 @dataclass(frozen=True)

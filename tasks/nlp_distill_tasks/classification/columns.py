@@ -10,17 +10,8 @@ from datasets import ClassLabel, Dataset, Value
 
 from nlp_distill import require_column
 from nlp_distill.errors import ColumnsUnclear
+from nlp_distill.task import PAIRED
 
-PAIRS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-    ("text", "text_pair"),
-    ("text1", "text2"),
-    ("sentence_a", "sentence_b"),
-    ("query", "passage"),
-)
 TEXTS = ("text", "sentence", "review", "content", "comment_text", "comment", "tweet", "message", "body", "utterance")
 LABELS = ("label", "labels", "target", "class", "category", "sentiment", "intent", "score", "rating", "y")
 INDEX = ("idx", "id", "index")
@@ -52,7 +43,7 @@ def guess(dataset: Dataset, given: Mapping[str, Any], source: str) -> Columns:
 def _texts(dataset: Dataset, given: Mapping[str, Any], source: str) -> tuple[str, str | None]:
     names = {name.lower(): name for name in dataset.column_names}
     if given.get("text_pair") is None:
-        for first, second in PAIRS:
+        for first, second in PAIRED:
             if first in names and second in names:
                 return names[first], names[second]
     strings = [name for name, feature in dataset.features.items() if _is_text(feature)]
