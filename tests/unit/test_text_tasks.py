@@ -79,7 +79,17 @@ def test_the_decoder_reads_what_it_is_to_say_one_place_later(seq2seq):
     assert task.term_mask(batch, "hidden", "decoder").sum() == 3 + 6
     assert task.term_mask(batch, "hidden", "encoder").sum() == 4 + 3
     said = "1 of 2 are cut at max_target_length 6 ('good fine lovely superb great …')"
-    assert task._cut == {"sources": "", "targets": said}
+    assert task._noted == {"sources": "", "targets": said, "spelling": ""}
+
+
+def test_what_a_tokenizer_cannot_write_is_told(seq2seq):
+    task = load_task("seq2seq", {})
+    rows = checked(pairs(("good film", "Good film ."), ("bad", "bad  film")), USED, "s", True)
+    task.features(rows, tiny_tokenizer("bert"), 16)
+    assert task._noted["spelling"] == (
+        "1 of 2 targets are not what the tokenizer can write ('Good film .' becomes 'film'): nor will the student, "
+        "and BLEU and chrF count it"
+    )
 
 
 def test_a_start_token_that_the_tokenizer_wrote_is_not_an_answer(seq2seq):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ UNTOLD_LANGUAGE = (
 QUARTERS = 4
 FEW, SHOWN = 2, 30
 """How many rows a note quotes, and how many characters of each."""
+MANY = 1000
+"""Targets that are written and read again."""
 UNSET_LENGTH = GenerationConfig().max_length
 TOKENS = ("decoder_start_token_id", "pad_token_id", "eos_token_id", "bos_token_id")
 UNTOLD = ("transformers_version", "_from_model_config", "max_length", "early_stopping", "use_cache")
@@ -74,12 +76,12 @@ class Seq2Seq(Task):
 
     label_names: list[str] = []  # noqa: RUF012  no labels; never changed
     used: dict[str, str]
-    _cut: dict[str, str]
+    _noted: dict[str, str]
     _examples: list[Any]
 
     def __init__(self, options: Mapping[str, Any] | None = None) -> None:
         super().__init__(options)
-        self._cut = {}
+        self._noted = {}
         self.primary_metric = self.options.metric
 
     def held(self, rows: Dataset) -> Dataset:
@@ -119,7 +121,12 @@ class Seq2Seq(Task):
         encoded = tokenizer(sources, truncation=True, max_length=max_length)
         labels = tokenizer(text_target=targets, truncation=True, max_length=limit)["input_ids"]
         self._count_cut("sources", sources, tokenizer(sources), f"max_length {max_length}", max_length)
-        self._count_cut("targets", targets, tokenizer(text_target=targets), f"max_target_length {limit}", limit)
+        whole = tokenizer(text_target=targets)
+        self._count_cut("targets", targets, whole, f"max_target_length {limit}", limit)
+        if "spelling" not in self._noted:
+            self._noted["spelling"] = _misspelt(
+                targets, tokenizer.batch_decode(whole["input_ids"][:MANY], skip_special_tokens=True)
+            )
         names = [name for name in ("input_ids", "attention_mask") if name in encoded]
         return Dataset.from_dict(
             {
@@ -134,7 +141,7 @@ class Seq2Seq(Task):
         """A note of the first rows that are read, train's; rows are quoted, as slices have lost their numbers."""
         cut = [text for text, ids in zip(texts, whole["input_ids"], strict=True) if len(ids) > limit]
         shown = ", ".join(f"'{text[:SHOWN].strip()} …'" for text in cut[:FEW])
-        self._cut.setdefault(what, f"{len(cut):,} of {len(texts):,} are cut at {setting} ({shown})" if cut else "")
+        self._noted.setdefault(what, f"{len(cut):,} of {len(texts):,} are cut at {setting} ({shown})" if cut else "")
 
     def unfit(self, config: PretrainedConfig) -> str | None:
         """Tokens that generation begins, ends and pads with must be tokens; targets must fit into the positions."""
@@ -296,9 +303,21 @@ class Seq2Seq(Task):
         return self._examples
 
     def notes(self) -> dict[str, str]:
-        """Columns, how scores are computed, and what was cut."""
+        """Columns, how scores are computed, what was cut, and what the tokenizer cannot write."""
         return {
             "columns": ", ".join(f"{role} in '{name}'" for role, name in self.used.items()),
             "metrics": f"BLEU {BLEU_SIGNATURE}; chrF {CHRF_SIGNATURE}; ROUGE {ROUGE_SIGNATURE}",
-            **{what: note for what, note in self._cut.items() if note},
+            **{what: note for what, note in self._noted.items() if note},
         }
+
+
+def _misspelt(texts: Sequence[str], again: Sequence[str]) -> str:
+    """A note of texts that the tokenizer does not give back: one without capitals never writes any."""
+    other = [pair for pair in zip(texts, again, strict=False) if len({"".join(text.split()) for text in pair}) == 2]
+    if not other:
+        return ""
+    text, said = other[0]
+    return (
+        f"{len(other):,} of {len(again):,} targets are not what the tokenizer can write ('{text[:SHOWN].strip()}' "
+        f"becomes '{said[:SHOWN].strip()}'): nor will the student, and BLEU and chrF count it"
+    )
