@@ -70,7 +70,10 @@ class Rows:
         device: torch.device,
         autocast: torch.dtype | None = None,
     ) -> list[Batch]:
-        """Examples by number, cut under a token budget and where padding costs more than a cut, on a device."""
+        """Examples by number, cut under a token budget and where padding costs more than a cut, on a device.
+
+        `autocast`: the type of the products. bf16 is taken to be quick on a CPU, as where the probe chose it.
+        """
         widths = -(-self.lengths // EIGHT) * EIGHT if device.type == "cuda" else self.lengths
         kind = "cpu, bf16" if device.type == "cpu" and autocast is not None else device.type
         cuts = micro_batches(some, widths, max_tokens, FORWARD.get(kind, FORWARD["cuda"]))

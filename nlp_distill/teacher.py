@@ -176,7 +176,7 @@ def train_on_labels(
 
 def with_lora(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
     """The model with low-rank adapters on queries, keys and values; head and pooler are trained in full."""
-    # Imported here: it takes a third of a process's start, and only a teacher that is adapted needs it.
+    # Imported here: it takes an eighth of a process's start, and only a teacher that is adapted needs it.
     from peft import LoraConfig, get_peft_model
 
     family = family_of(model.config)

@@ -216,8 +216,11 @@ class Lesson:
                     if not reason:
                         self._make_room()
                         self._write(folder, planned, precision)
+        if reason and precision == "fp32":
+            self.road.notify("note", message=f"the teacher's signals are rounded to bf16: {reason}")
+            return self._kept("bf16", automatic)
         if reason:
-            return self._kept("bf16", automatic) if precision == "fp32" else self._beside(reason)
+            return self._beside(reason)
         self._remember(precision)
         used_now(folder)
         if found:

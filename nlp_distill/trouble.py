@@ -49,8 +49,8 @@ def named(stage: str, stopping: Callable[[], bool] = lambda: False) -> Iterator[
         with together(stage):
             yield
     except RunFailed as error:
-        if stopping():
-            # Ctrl-C ends the processes that work for this one, too: they did not fail.
+        # Ctrl-C ends the processes that work for this one, too: they did not fail. Its kinds have reasons of their own.
+        if type(error) is RunFailed and stopping():
             raise Interrupted(step=0, stage=stage) from error
         raise
     except DiskFull as error:

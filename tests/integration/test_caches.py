@@ -166,21 +166,23 @@ def test_auto_takes_half_the_size_where_the_exact_one_is_too_large(tiny_recipe, 
     assert equal(weights(auto), weights(asked))
 
 
-def test_a_resumed_run_keeps_what_auto_decided(tiny_recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("decided", ["none", "bf16"])
+def test_a_resumed_run_keeps_what_auto_decided(tiny_recipe, tmp_path, monkeypatch, decided):
     recipe, slowly = tiny_recipe(), ("distill.epochs=4", "distill.checkpoint_minutes=0")
-    straight, _ = distilled(recipe, tmp_path / "straight", *slowly, "distill.cache=none")
-    seen = []
+    straight, _ = distilled(recipe, tmp_path / "straight", *slowly, f"distill.cache={decided}")
+    most = 1.2 * sum(entry.size for entry in shelf.shelved())
+    shelf.prune(0)
 
     def stop():
-        seen.append(1)
         return (tmp_path / "run" / "checkpoints" / "distill").is_dir()
 
     with monkeypatch.context() as small:
-        small.setattr(teaching, "AUTO_BYTES", 1000)
+        small.setattr(teaching, "AUTO_BYTES", most)
         with pytest.raises(Interrupted):
             distilled(recipe, tmp_path / "run", *slowly, stop=stop)
     run, _ = distilled(recipe, tmp_path / "run", *slowly)
-    assert run.dir.manifest()["teaching"]["distill"]["cache"] == "none" and not shelf.shelved()
+    assert run.dir.manifest()["teaching"]["distill"]["cache"] == decided
+    assert len(shelf.shelved()) == (decided != "none")
     assert equal(weights(run), weights(straight))
 
 

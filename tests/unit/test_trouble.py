@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from nlp_distill.errors import DiskFailed, DiskFull, OutOfMemory, ProcessLost
+from nlp_distill.errors import DiskFailed, DiskFull, Interrupted, OutOfMemory, ProcessLost, RunFailed
 from nlp_distill.outcome import OUTCOME_VARIABLE, leave_outcome, read_outcome
 from nlp_distill.trouble import named, together
 
@@ -55,6 +55,17 @@ def test_other_errors_are_not_dressed_up():
     for error in (RuntimeError("a bug"), OSError(errno.ENOENT, "no file"), ValueError("odd")):
         with pytest.raises(type(error), match=re.escape(str(error))), named("distill"):
             raise error
+
+
+def test_what_ends_with_a_stop_did_not_fail():
+    died = RunFailed(stage="measure", reason="the process that ran student died")
+    with pytest.raises(Interrupted), named("measure", lambda: True):
+        raise died
+    with pytest.raises(RunFailed, match="died"), named("measure", lambda: False):
+        raise died
+    lost = ProcessLost(stage="distill", reason="connection reset")
+    with pytest.raises(ProcessLost), named("distill", lambda: True):
+        raise lost
 
 
 def test_a_lost_process_only_where_there_were_several(monkeypatch):

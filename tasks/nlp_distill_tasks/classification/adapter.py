@@ -48,6 +48,7 @@ class Classification(Task):
     several = ("label",)
     any_tokenizer = True
     reads_first = True
+    first_losses = "[{kind: logits}, {kind: labels, weight: 0.5}, {kind: hidden, weight: 10}, {kind: attention}]"
 
     glue: Glue | None = None
     used: Columns

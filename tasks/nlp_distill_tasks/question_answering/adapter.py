@@ -58,6 +58,7 @@ class QuestionAnswering(Task):
     label_names: list[str] = []  # noqa: RUF012  an instance's attribute by contract; never changed here
     used: dict[str, str]
     any_tokenizer = True
+    first_losses = "[{kind: logits}, {kind: hidden, weight: 30}, {kind: attention, weight: 3}]"
     _notes: dict[str, str]
     _lost: str | None = None
     _asked: list[Any]
