@@ -98,7 +98,7 @@ SECTIONS: dict[str, Section] = {
 def memory(sections: dict[str, Any]) -> dict[str, Any]:
     """Most memory above the imports, to naive, from the section of rows of 128: as it comes, and where it is short."""
     peaks = {name: speed["peak_mb"] for name, speed in sections["128, all tokens"]["speed"].items()}
-    shares = {name: {"value": round(peaks[name] / peaks["naive"], 3)} for name in ("ours", SMALL)}
+    shares = {name: {"value": round(peaks[name] / peaks["naive"], 3)} for name in ("ours", SMALL) if name in peaks}
     return {"peak_mb": peaks, **shares}
 
 
