@@ -44,17 +44,19 @@ class Prepared:
     def short_arms(self, losses: str) -> list[Arm]:
         """SST-2's lengths: plain fine-tuning of the same student, the two loops, and the products alone.
 
-        Plain fine-tuning runs its last layer for [CLS] alone, as ours does where no term reads more; once more without.
+        Plain fine-tuning runs its last layer for [CLS] alone; beside terms about all tokens once more without.
         """
         plain = ours(self.bench, self.short, "plain", name="plain")
-        whole = ours(self.bench, self.short, "plain", name="plain, whole last layer", lean=False)
-        others = [naive(self.bench, self.short, losses), products(self.bench, self.short), whole]
+        others = [naive(self.bench, self.short, losses), products(self.bench, self.short)]
+        if losses == "wide":
+            others.append(ours(self.bench, self.short, "plain", name="plain, whole last layer", lean=False))
         return [*self.pair(self.short, losses), plain, tuned(self.bench, self.short, losses), *others]
 
     def flat_arms(self, losses: str) -> list[Arm]:
-        """Every row has 128 tokens: no padding to save; ours once more in micro-batches of two rows."""
-        small = ours(self.bench, self.flat, losses, name=SMALL, micro_batch_tokens=256)
-        others = [naive(self.bench, self.flat, losses), products(self.bench, self.flat), small]
+        """Every row has 128 tokens: no padding to save; all-token terms again in micro-batches of two rows."""
+        others = [naive(self.bench, self.flat, losses), products(self.bench, self.flat)]
+        if losses == "wide":
+            others.append(ours(self.bench, self.flat, losses, name=SMALL, micro_batch_tokens=256))
         return [*self.pair(self.flat, losses), tuned(self.bench, self.flat, losses), *others]
 
     def framework_arms(self) -> list[Arm]:
