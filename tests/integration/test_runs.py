@@ -7,6 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import nlp_distill
+from nlp_distill import stages as stages_of_a_run
 from nlp_distill.cli import main
 from nlp_distill.cutting import slices
 from nlp_distill.errors import BudgetMissed, StageChanged, TrackerMissing
@@ -227,6 +228,21 @@ def test_a_changed_precision_is_settled_again(tiny_recipe, tmp_path):
     assert first.dir.manifest()["precision"]["precision"] == "bf16"
     again = run(tiny_recipe(), tmp_path, "precision=fp32", until="teacher", redo=True)
     assert again.dir.manifest()["precision"]["precision"] == "fp32"
+
+
+def test_the_probe_takes_no_more_tokens_than_it_needs(tiny_recipe, tmp_path, monkeypatch):
+    probed = []
+
+    def probe(model, batch):
+        probed.append(batch["input_ids"].shape)
+        return {"precision": "fp32", "speedup": 0.5}
+
+    monkeypatch.setattr(stages_of_a_run, "probe", probe)
+    for name, most in (("many", 512), ("few", 30)):
+        monkeypatch.setattr(stages_of_a_run, "PROBED", most)
+        run(tiny_recipe(), tmp_path / name, "precision=auto", until="teacher")
+    (many, width), (few, middle) = probed
+    assert many == 32 and few == 30 // middle > 1 and middle <= width
 
 
 def test_inputs_are_cut_at_the_models_limit(tiny_recipe, tmp_path):
