@@ -2,8 +2,8 @@
 
     python benchmarks/bench.py [--rounds N] [--only SECTION …] [--keep FILE]
 
-Sections that are not measured again keep what an earlier run found; so do the goals of exports, which
-`benchmarks/exports.py` measures. How: docs/performance.md.
+Sections that are not measured again keep what an earlier run found; so do parity and the goals of exports, which
+`benchmarks/parity.py` and `benchmarks/exports.py` measure. How: docs/performance.md.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from engines import FRAMEWORKS, framework, naive, ours, products, seq2seq_naive, seq2seq_ours, tuned
-from goals import asides, lines, table
+from goals import asides, lines, parity_table, table
 from harness import Arm, compared, machine, measured
 from jobs import job
-from parity import parity
 from prepared import Bench, Rows, long_texts, prepare, prepare_seq2seq, texts, write_rows
 
 FEEDS = ("padded", "dynamic", "sorted")
@@ -93,7 +92,6 @@ SECTIONS: dict[str, Section] = {
     "seq2seq, live": speed(lambda given: given.seq2seq_arms("none")),
     "seq2seq, cached": speed(lambda given: given.seq2seq_arms("fp32")),
     "job": lambda given, rounds: job(given.bench),
-    "parity": lambda given, rounds: parity(given.bench),
 }
 
 
@@ -127,11 +125,12 @@ def main() -> None:
             result["goals"] = table(result["sections"])
             asked.keep.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(*lines(result["goals"]), "", *asides(result["sections"]), sep="\n")
-    exports = Path(__file__).with_name("exports.result.json")
-    if exports.is_file():
-        found = json.loads(exports.read_text(encoding="utf-8"))
-        print(f"\nexports, as `make bench-exports` found them last (commit {found['commit']}):")
-        print(*lines(found.get("goals", [])), sep="\n")
+    for name, rows in (("parity", parity_table), ("exports", lambda found: found.get("goals", []))):
+        kept = Path(__file__).with_name(f"{name}.result.json")
+        if kept.is_file():
+            found = json.loads(kept.read_text(encoding="utf-8"))
+            print(f"\n{name}, as `benchmarks/{name}.py` found it last (commit {found['commit']}):")
+            print(*lines(rows(found)), sep="\n")
 
 
 if __name__ == "__main__":

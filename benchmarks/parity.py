@@ -1,6 +1,6 @@
 """Does all of it change what is learnt? Held-out divergence from the teacher, ours against the plain loop.
 
-python benchmarks/parity.py [--rows N] [--epochs N]    # at length; a part of `bench.py`, too, with few rows
+python benchmarks/parity.py [--rows N]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from nlp_distill.rows import Rows
 from nlp_distill.signals import LiveTeacher
 from nlp_distill.task import load_task
 
-ROWS, EPOCHS, SEEDS = 960, 2, (0, 1, 2)
+SEEDS = (0, 1, 2)
 RATE = 2e-4
 
 
@@ -49,7 +49,7 @@ def divergence(teacher: Path, student: Path, texts: list[str]) -> tuple[float, l
     return total / len(texts), answers
 
 
-def plain(bench: Bench, recipe: Recipe, seed: int, out: Path, epochs: int) -> None:
+def plain(bench: Bench, recipe: Recipe, seed: int, out: Path) -> None:
     """The loop without any of it: random batches padded to their longest, live teacher, fp32, the whole vocabulary."""
     phase, task = recipe.distill.phases[0], load_task("classification")
     rows = slices(task.load_data(recipe.data), recipe.data).train
@@ -61,13 +61,11 @@ def plain(bench: Bench, recipe: Recipe, seed: int, out: Path, epochs: int) -> No
     step, collate = Step(student, objective, None).train(), task.collate(tokenizer, student.config)
     optimizer = adamw(step, phase)
     torch.manual_seed(seed)
-    order, count = np.random.default_rng(seed), len(rows) // BATCH
-    for number in range(epochs * count):
-        if number % count == 0:
-            shuffled = order.permutation(len(rows))
-        batch = examples.batch(shuffled[number % count * BATCH :][:BATCH], 0, collate)
+    order, count = np.random.default_rng(seed).permutation(len(rows)), len(rows) // BATCH
+    for number in range(count):
+        batch = examples.batch(order[number * BATCH :][:BATCH], 0, collate)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(phase, number, epochs * count)
+            group["lr"] = learning_rate(phase, number, count)
         loss, _ = step(batch, live.signal(batch), {name: float(n) for name, n in objective.counts(batch).items()})
         loss.backward()
         torch.nn.utils.clip_grad_norm_(step.parameters(), 1.0)
@@ -77,7 +75,7 @@ def plain(bench: Bench, recipe: Recipe, seed: int, out: Path, epochs: int) -> No
     tokenizer.save_pretrained(out)
 
 
-def parity(bench: Bench, count: int = ROWS, epochs: int = EPOCHS) -> dict[str, Any]:
+def parity(bench: Bench, count: int) -> dict[str, Any]:
     """Divergences of ours and of the plain loop, a seed each, and the ratio of their means.
 
     The vocabulary stays whole: cut to the few words of these rows, the student would be another.
@@ -86,34 +84,31 @@ def parity(bench: Bench, count: int = ROWS, epochs: int = EPOCHS) -> dict[str, A
     found: dict[str, list[float]] = {"ours": [], "plain": []}
     unseen = [row["text"] for row in held_out()]
     for seed in SEEDS:
-        settings = {"epochs": epochs, "learning_rate": RATE, "schedule": "linear", "warmup": 0.1}
-        if epochs == 1:
-            settings["cache"] = "none"
+        settings = {"epochs": 1, "learning_rate": RATE, "schedule": "linear", "warmup": 0.1, "cache": "none"}
         told = {**bench.recipe(rows, "wide", **settings), "seed": seed}
         whole = Recipe.model_validate(told | {"student": {"layers": 3}})
         out = {name: bench.folder / f"parity-{name}-{seed}" for name in found}
         nlp_distill.run(whole, out=out["ours"], until="distill")
-        plain(bench, whole, seed, out["plain"], epochs)
+        plain(bench, whole, seed, out["plain"])
         for name, values in found.items():
             model = out[name] if name == "plain" else out[name] / "model"
             values.append(divergence(bench.teacher, model, unseen)[0])
         print(f"  seed {seed}: " + ", ".join(f"{name} {values[-1]:.4f}" for name, values in found.items()), flush=True)
     ratio = float(np.mean(found["ours"]) / np.mean(found["plain"]))
     kept = {name: [round(value, 5) for value in values] for name, values in found.items()}
-    return {"ratio": round(ratio, 3), "divergence": kept, "rows": count, "epochs": epochs}
+    return {"ratio": round(ratio, 3), "divergence": kept, "rows": count, "epochs": 1}
 
 
 def main() -> None:
     """Parity at length, kept beside the script."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=int, default=11_904)
-    parser.add_argument("--epochs", type=int, default=1)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         bench = prepare(Path(temporary))
         about = {**machine(), **bench.facts}
-        found = parity(bench, asked.rows, asked.epochs)
+        found = parity(bench, asked.rows)
     print(json.dumps(found))
     keep(__file__, found, about)
 
