@@ -178,7 +178,8 @@ MOST_LABELS = 6
 @dataclass(frozen=True)
 class Kind:
     """What a task takes and gives. `unset`: whether a parameter that is null says something else than none; `joined`:
-    inputs of a text and what stands beside it, which may be empty; `tried`: parameters of whoever tries a model.
+    inputs of a text and what stands beside it, which may be empty; `tried`: parameters of whoever tries a model; `text`
+    and `beside`: what a form calls the two, `beside_needed` where it is not for pairs alone.
     """
 
     body: type[Body]
@@ -187,6 +188,9 @@ class Kind:
     unset: bool = False
     joined: Callable[[str, str], Any] = lambda text, beside: text
     tried: Mapping[str, Any] = field(default_factory=dict)
+    text: str = "Text"
+    beside: str = ""
+    beside_needed: bool = False
 
 
 KINDS = {
@@ -197,12 +201,16 @@ KINDS = {
         unset=True,
         joined=lambda text, beside: {"text": text, "text_pair": beside} if beside else text,
         tried={"top_k": MOST_LABELS},
+        beside="Second text",
     ),
     "question_answering": Kind(
         AnsweringBody,
         Span | list[Span] | list[Span | list[Span]],
         {"question": "Who wrote it?", "context": "Jane wrote it in 1811."},
         joined=lambda text, beside: {"question": beside, "context": text},
+        text="Context",
+        beside="Question",
+        beside_needed=True,
     ),
     "seq2seq": Kind(GenerationBody, list[Generated] | list[list[Generated]], "A text to rewrite."),
     "masked_lm": Kind(MaskBody, list[Any], f"The capital of France is {MASK}."),

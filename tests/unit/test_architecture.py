@@ -141,6 +141,11 @@ def test_the_core_asks_for_no_task_and_no_architecture_by_name():
             if isinstance(node, ast.Compare):
                 asked = {part.value for part in ast.walk(node) if isinstance(part, ast.Constant)}
                 assert not asked & names, f"{path}:{node.lineno}"
+    compared = re.compile(rf"""(?:[=!]=+|\bin)\s*["'](?:{"|".join(map(re.escape, sorted(names)))})["']""")
+    pages = [path for kind in ("html", "js") for path in CORE.rglob(f"*.{kind}")]
+    assert pages and compared.search('{% if task == "seq2seq" %}')
+    for path in pages:
+        assert not compared.search(path.read_text(encoding="utf-8")), path
 
 
 def test_nothing_that_runs_data_is_written_anywhere():

@@ -168,6 +168,38 @@ def test_scores_where_there_may_be_no_answer(world):
     assert scores["best_threshold"] == pytest.approx(10.0)
 
 
+@pytest.mark.parametrize("place", [0, 7, None])
+def test_the_score_of_no_answer_is_its_own_or_below_every_candidate(world, place):
+    task, _, _, _ = world
+    task.options = task.options.model_copy(update={"no_answer": True})
+    spans_found = [{"answer": f"span {number}", "score": 0.5 - number / 100} for number in range(20)]
+
+    def pipe(question, context, batch_size, top_k=1):
+        found = list(spans_found)
+        if place is not None:
+            found.insert(place, {"answer": "", "score": 0.6 if place == 0 else 0.435})
+        return found[0] if top_k == 1 else found[:top_k]
+
+    (answer,) = task.answers(pipe, [{"question": "q", "context": "c"}], 1)
+    assert answer["answer"] == ("" if place == 0 else "span 0") and answer["best"] == "span 0"
+    # Not among the candidates: no likelier than the last of them, at 0.31.
+    assert answer["none"] == pytest.approx({0: 0.1, 7: -0.065, None: -0.19}[place])
+
+
+def test_long_reviews_with_answers_far_behind_and_questions_without_any():
+    """SubjQA's rows: reviews of many windows, each ending in a word of the annotators, empty lists of answers."""
+    far = " ".join(["good", "story"] * 40 + ["ending", "ANSWERNOTFOUND"])
+    place = far.index("ending")
+    given = [spans(("ending", place), ("story ending", place - 6)), {"text": [], "answer_start": []}]
+    rows = checked(table(*given, context=far), USED, "s", Repairs())
+    assert rows["texts"][:] == [["ending", "story ending"], []]
+    made = windows(rows, tiny_tokenizer(), max_length=24, stride=6)
+    assert not made.lost
+    begun = list(zip(made.rows, made.columns["start"], strict=True))
+    held = [sum(start > 0 for row, start in begun if row == number) for number in (0, 1)]
+    assert held[0] >= 1 and held[1] == 0 and made.rows.count(0) == made.rows.count(1) > 4
+
+
 @pytest.fixture
 def two_readers():
     """Words for the student, pieces of them behind blanks for the teacher."""

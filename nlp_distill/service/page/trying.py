@@ -39,9 +39,8 @@ def _example(service: Service, job: Job) -> tuple[str, str]:
 
 def _page(request: Request, job: Job, others: list[Job], text: str, beside: str, **said: Any) -> Response:
     told = {"answers": [], "wrong": "", **said}
-    return render(
-        request, "try.html", job=job, others=others, task=job.recipe["tasks"][0], text=text, beside=beside, **told
-    )
+    kind = kind_of(job.recipe["tasks"][0])
+    return render(request, "try.html", job=job, others=others, kind=kind, text=text, beside=beside, **told)
 
 
 @router.post("/jobs/{job_id}/try")

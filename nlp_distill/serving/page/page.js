@@ -3,6 +3,7 @@
 const byId = (id) => document.getElementById(id);
 const [form, text, question, token, said, answers] = ["ask", "text", "question", "token", "said", "answers"].map(byId);
 const MOST_LABELS = 6;
+const TRIED = { classification: { top_k: MOST_LABELS } };
 const TOKEN = "nlpd-token";
 let models = [];
 
@@ -31,7 +32,7 @@ async function call(path, body) {
 }
 
 function isQuestion() {
-  return models.length > 0 && models[0].task === "question_answering";
+  return models.length > 0 && models[0].example.question !== undefined;
 }
 
 function inputs() {
@@ -39,8 +40,7 @@ function inputs() {
 }
 
 function request() {
-  const classifies = models.length > 0 && models[0].task === "classification";
-  return classifies ? { inputs: inputs(), parameters: { top_k: MOST_LABELS } } : { inputs: inputs() };
+  return { inputs: inputs(), parameters: TRIED[models.length ? models[0].task : ""] };
 }
 
 async function load() {

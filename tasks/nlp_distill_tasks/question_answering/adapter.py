@@ -25,8 +25,8 @@ from nlp_distill_tasks.question_answering.windows import NOWHERE, SHOWN, read_ag
 
 IMPOSSIBLE = -1e5
 """Logit of a token where no answer may begin or end."""
-CANDIDATES = 5
-"""Answers asked for where the score of "no answer" is needed too."""
+CANDIDATES = 20
+"""Answers asked for where the score of "no answer" is needed too; where it is not among them it is below them all."""
 
 
 class AnsweringOptions(Options):
@@ -196,10 +196,10 @@ class QuestionAnswering(Task):
         if self.options.no_answer:
             several = pipe(**asked, batch_size=batch_size, top_k=CANDIDATES)
             for answer, others in zip(found, [several] if len(inputs) == 1 else several, strict=True):
-                texts = [other for other in _listed(others, 1, single=True) if other["answer"]]
-                none = [other["score"] for other in _listed(others, 1, single=True) if not other["answer"]]
-                best = texts[0] if texts else {"answer": "", "score": 0.0}
-                answer |= {"best": best["answer"], "none": (none or [0.0])[0] - best["score"]}
+                listed = _listed(others, 1, single=True)
+                best = next((other for other in listed if other["answer"]), {"answer": "", "score": 0.0})
+                none = next((other for other in listed if not other["answer"]), listed[-1])
+                answer |= {"best": best["answer"], "none": none["score"] - best["score"]}
         return found
 
     def raw_outputs(self, answers: list[Any]) -> NDArray[Any]:
