@@ -105,7 +105,7 @@ def check_model(reference: str, task_name: str) -> list[str]:
     from nlp_distill.errors import UserError
     from nlp_distill.loading import has_class, has_head, load_config
     from nlp_distill.sources import resolve
-    from nlp_distill.starts import warm_config
+    from nlp_distill.starts import check_warm, warm_config
 
     task, source = load_task(task_name), resolve(reference)
     config = load_config(source.folder)
@@ -116,19 +116,24 @@ def check_model(reference: str, task_name: str) -> list[str]:
         return [*lines, f"  {task_name}: no; {reason}"]
     if not fits and not (task.warm_start and config.model_type in BASES):
         return [*lines, f"  {task_name}: no; transformers has no {task.auto_class} of a {config.model_type}"]
-    if not fits:
-        lines.append(f"  {task_name}: as encoder and decoder of one model (warm start), trained first")
-        return [*lines, *_exports(warm_config(config), task)]
     try:
+        if not fits:
+            check_warm(source, task)
+            config = warm_config(config)
+            stacks = family_of(config, reference).stacks
         preflight.check_tokenizer(source, task, config)
     except UserError as error:
         return [*lines, f"  {task_name}: no; {error}"]
-    headed = has_head(source.folder, task.auto_class)
-    lines.append(f"  {task_name}: yes; {'it has' if headed else 'it gets'} a {task.pipeline_task} head")
+    if fits:
+        headed = has_head(source.folder, task.auto_class)
+        lines.append(f"  {task_name}: yes; {'it has' if headed else 'it gets'} a {task.pipeline_task} head")
+    else:
+        lines.append(f"  {task_name}: as encoder and decoder of one model (warm start), trained first")
     shared = "; one shared block: fewer layers are fewer applications of it" if stacks[0].shared else ""
     lines.append(f"  cut to fewer layers: yes{shared}")
     scores = all(stack.scores != "none" for stack in stacks)
-    terms = ["logits", "labels", "hidden", "relation", *(["attention"] if scores else [])]
+    attention = "attention (`of: cross`, too)" if config.is_encoder_decoder else "attention"
+    terms = ["logits", "labels", "hidden", "relation", *([attention] if scores else [])]
     without = "" if scores else "; attention: no, queries and keys alone do not give its scores"
     lines.append(f"  terms: {', '.join(terms)}{without}")
     return [*lines, *_exports(config, task)]

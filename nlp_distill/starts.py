@@ -49,7 +49,7 @@ def first_source(recipe: Recipe, task: Task, rows: Dataset, data_sha256: Any) ->
     assert teacher.model is not None
     source = resolve(teacher.model)
     if task.warm_start and not has_class(source.folder, task.auto_class):
-        _check_warm(source, task)
+        check_warm(source, task)
         described = {"warm": source.identity(), "seed": seed}
         folder = cache_folder() / "starts" / sha256_json(described)[:16]
         with _once(folder) as missing:
@@ -138,7 +138,7 @@ def learn_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
 
 
-def _check_warm(source: Source, task: Task) -> None:
+def check_warm(source: Source, task: Task) -> None:
     """Refuse what cannot be made an encoder and a decoder of one model. Raises `ModelUnfit`."""
     model_type, tokenizer = load_config(source.folder).model_type, load_tokenizer(source.folder)
     if model_type in BASES and tokenizer.cls_token_id is not None and tokenizer.sep_token_id is not None:

@@ -222,7 +222,13 @@ def test_the_doctor_says_what_a_model_can_give(tmp_path):
     assert "one shared block" in said("albert", "question_answering")
     bert = said("bert", "seq2seq")
     assert "4 layers" in bert and "as encoder and decoder of one model" in bert
+    assert "cut to fewer layers: yes" in bert and "relation, attention (`of: cross`, too)" in bert
     assert "export to ONNX: small, fast" in bert
+    blind = save_tiny(tmp_path / "blind", "bert", "AutoModel")
+    settings = json.loads((blind / "tokenizer_config.json").read_text())
+    (blind / "tokenizer_config.json").write_text(json.dumps({**settings, "sep_token": None}))
+    (blind / "special_tokens_map.json").unlink(missing_ok=True)
+    assert "seq2seq: no; " in "\n".join(check_model(str(blind), "seq2seq"))
     t5 = said("t5", "seq2seq", "AutoModelForSeq2SeqLM")
     assert "4 encoder layers and 4 decoder layers" in t5 and "export to ONNX: small, fast" in t5
     assert "classification: no; transformers has no" in said("marian", "classification", "AutoModelForSeq2SeqLM")
