@@ -140,9 +140,11 @@ def test_tables_of_one_tokenizer_may_have_more_rows_than_it_has_tokens(tiny_reci
     assert run.dir.manifest()["stages"]["distill"]["trained"][0]["steps"] > 0
 
 
-def test_seq2seq_from_an_encoder(tiny_recipe, tiny_teacher, tmp_path):
-    """BERT2BERT: what has no decoder becomes two of itself."""
-    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"model": str(tiny_teacher), "finetune": FAST})
+@pytest.mark.parametrize("kind", ["bert", "roberta", "electra"])
+def test_seq2seq_from_an_encoder(tiny_recipe, tmp_path, kind):
+    """BERT2BERT and its like: what has no decoder becomes two of itself."""
+    encoder = save_tiny(tmp_path / kind, kind, "AutoModel")
+    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"model": str(encoder), "finetune": FAST})
     run = nlp_distill.run(recipe, out=tmp_path / "run", until="evaluate")
     evaluated(run, NAMES)
     stages = run.dir.manifest()["stages"]
@@ -166,6 +168,21 @@ def test_sequence_level_distillation_learns_what_the_teacher_says(tiny_recipe, t
     assert (run.path / "targets.jsonl").stat().st_mtime_ns == made
     with pytest.raises(NotYet, match="`targets: teacher` for classification"):
         nlp_distill.run(tiny_recipe("other"), "distill.recipe=seqkd", out=tmp_path / "other")
+
+
+def test_across_vocabularies_a_seq2seq_student_learns_what_its_teacher_writes_and_nothing_else(tiny_recipe, tmp_path):
+    new = {"architecture": "t5", "layers": 2, "hidden_size": 16, "vocabulary": 300}
+    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST}, export=[])
+    other = save_tiny(tmp_path / "other", "t5", "AutoModelForSeq2SeqLM")
+    settings = (f"student={{model: {other}}}", "distill.recipe=seqkd")
+    with pytest.raises(TokenizerMismatch, match="keep only labels"):
+        nlp_distill.run(recipe, settings[0], out=tmp_path / "refused")
+    run = nlp_distill.run(recipe, *settings, out=tmp_path / "taught", until="evaluate")
+    sizes = [
+        len(json.loads((run.path / f / "tokenizer.json").read_text())["model"]["vocab"]) for f in ("model", "teacher")
+    ]
+    assert sizes[0] != sizes[1] and (run.path / "targets.jsonl").stat().st_size
+    assert "student" in run.dir.manifest()["stages"]["evaluate"]["scores"]
 
 
 def test_what_is_asked_twice_is_answered_once():
@@ -381,7 +398,7 @@ def test_what_cannot_be_without_a_teacher_is_refused(tiny_recipe, tiny_teacher, 
 
 
 def test_students_of_every_encoder_train_with_every_term_they_can_give(tiny_recipe, tmp_path):
-    for kind in ("electra", "mpnet", "albert", "roberta"):
+    for kind in ("electra", "mpnet", "albert", "roberta", "xlm-roberta", "distilbert"):
         teacher = save_tiny(tmp_path / kind, kind, "AutoModel")
         recipe = tiny_recipe(kind, teacher={"model": str(teacher), "finetune": {**FAST, "epochs": 1}})
         run = nlp_distill.run(

@@ -167,7 +167,7 @@ def test_question_answering(tmp_path):
     assert {report["status"] for report in reports.values()} == {"passed"}
 
 
-@pytest.mark.parametrize("model_type", ["t5", "encoder-decoder"])
+@pytest.mark.parametrize("model_type", ["t5", "encoder-decoder", "mt5", "mbart", "pegasus"])
 def test_seq2seq(tmp_path, model_type):
     data = write_split(tmp_path / "data", tiny_reversals(40))
     gate = workshop(tmp_path / "model", "seq2seq", data, model_type, rows=10)
@@ -181,7 +181,7 @@ def test_seq2seq(tmp_path, model_type):
             assert sizes
 
 
-@pytest.mark.parametrize("model_type", ["roberta", "deberta-v2"])
+@pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta", "deberta-v2"])
 def test_other_encoders(tmp_path, tiny_data, model_type):
     gate = workshop(tmp_path, "classification", tiny_data, model_type, rows=10)
     reports = make(gate, "onnx", ["fast", "small"])
