@@ -269,7 +269,7 @@ class AgeInvalid(UserError):
 
 
 class TokenizerMismatch(ModelError):
-    """Teacher and student use different vocabularies ({teacher} and {student} tokens), so terms that compare tokens have no meaning ({terms}); keep only {allowed}, or choose a student that shares the teacher's tokenizer."""
+    """Teacher and student read a text as different tokens (vocabularies of {teacher} and {student}), so terms that compare tokens have no meaning ({terms}); keep only {allowed}, or choose a student that shares the teacher's tokenizer."""
 
 
 class InputInvalid(UserError):

@@ -29,7 +29,7 @@ from nlp_distill.student import cut_config, cut_depths, shaped_config
 from nlp_distill.task import Task
 from nlp_distill.teacher import plan
 from nlp_distill.terms import LayerTerm
-from nlp_distill.vocabulary import check_trimmable
+from nlp_distill.vocabulary import check_trimmable, reads_alike
 
 
 @dataclass
@@ -161,7 +161,7 @@ def _check_head(recipe: Recipe, task: Task, source: Source, tries: int) -> None:
 def _other(reference: str, teacher: Source, task: Task, recipe: Recipe) -> PretrainedConfig:
     """Config of a student that is another checkpoint.
 
-    With another vocabulary than the teacher's only terms make sense that compare no tokens: labels, and logits of
+    With another tokenizer than the teacher's only terms make sense that compare no tokens: labels, and logits of
     whole rows.
     """
     source = resolve(reference)
@@ -169,7 +169,7 @@ def _other(reference: str, teacher: Source, task: Task, recipe: Recipe) -> Pretr
     theirs, ours = load_tokenizer(teacher.folder), load_tokenizer(source.folder)
     allowed = {"labels", "logits"} if task.any_tokenizer else {"labels"}
     refused = sorted({term.kind for phase in recipe.distill.phases for term in phase.losses} - allowed)
-    if refused and theirs.get_vocab() != ours.get_vocab():
+    if refused and not reads_alike(ours, theirs):
         raise TokenizerMismatch(
             teacher=len(theirs), student=len(ours), terms=", ".join(refused), allowed=" and ".join(sorted(allowed))
         )

@@ -32,7 +32,7 @@ from nlp_distill.rundir import RunDir, versions
 from nlp_distill.sources import resolve
 from nlp_distill.starts import first_source
 from nlp_distill.task import load_task
-from nlp_distill.vocabulary import Trim, trimmed
+from nlp_distill.vocabulary import Trim, reads_alike, trimmed
 
 PACKAGES = (
     "nlp-distill",
@@ -70,7 +70,7 @@ class Road:
         own, theirs = self._chosen_tokenizer, self.teacher_tokenizer
         if own is None:
             return theirs if self.trim is None else self.trim.tokenizer
-        if own.get_vocab() != theirs.get_vocab():
+        if not reads_alike(own, theirs):
             return own
         own.model_max_length = theirs.model_max_length
         # BERT's rows have token types, for which DistilBERT has no place.
@@ -78,9 +78,9 @@ class Road:
 
     @cached_property
     def teacher_tokenizer(self) -> Any:
-        """The teacher's tokenizer; a student's own where there is no teacher. Of one vocabulary, both cut alike."""
+        """The teacher's tokenizer; a student's own where there is no teacher. Where both read alike, both cut alike."""
         theirs, own = load_tokenizer(self.source.folder, self.recipe.max_length), self._chosen_tokenizer
-        if own is not None and own.get_vocab() == theirs.get_vocab():
+        if own is not None and reads_alike(own, theirs):
             theirs.model_max_length = min(theirs.model_max_length, own.model_max_length)
         return theirs
 

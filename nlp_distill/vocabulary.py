@@ -27,6 +27,27 @@ KINDS = ("WordPiece", "Unigram", "BPE")
 COLUMN = "input_ids"
 
 
+SAMPLED = 200
+ODD = "Ünïté don't 12,5 東京 ﬁ\u00a0x"
+"""What normalizers and cuts treat apart, beside a vocabulary's own pieces."""
+
+
+def reads_alike(ours: PreTrainedTokenizerBase, theirs: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers read a text as the same ids.
+
+    Of one vocabulary they must agree about some 200 of its pieces in small and in capital letters, too: normalizer,
+    merges and template may differ.
+    """
+    vocabulary = theirs.get_vocab()
+    if ours.get_vocab() != vocabulary:
+        return False
+    ids = sorted(vocabulary.values())[:: len(vocabulary) // SAMPLED + 1]
+    pieces = theirs.decode(ids, skip_special_tokens=True)
+    sample = f"{pieces} {pieces.upper()} {ODD}"
+    mine, other = (tokenizer(sample, verbose=False)["input_ids"] for tokenizer in (ours, theirs))
+    return bool(mine == other)
+
+
 @dataclass(frozen=True)
 class Trim:
     """A vocabulary's kept ids, in order: the place of an id is its new id. `tokenizer`: with the new ids."""

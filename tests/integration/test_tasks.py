@@ -378,6 +378,16 @@ def test_different_tokenizers_read_the_text_twice_or_are_refused(tiny_recipe, ti
     assert own == vocabulary["model"]["vocab"] != theirs
 
 
+def test_one_vocabulary_read_in_another_way_is_another_tokenizer(tiny_recipe, tiny_teacher, tmp_path):
+    other = save_tiny(tmp_path / "other", auto_class="AutoModel")
+    cut = json.loads((other / "tokenizer.json").read_text())
+    isolated = {"type": "Split", "pattern": {"String": "o"}, "behavior": "Isolated", "invert": False}
+    (other / "tokenizer.json").write_text(json.dumps({**cut, "pre_tokenizer": isolated}))
+    recipe = tiny_recipe(teacher={"model": str(tiny_teacher), "finetune": FAST}, student={"model": str(other)})
+    with pytest.raises(TokenizerMismatch, match="read a text as different tokens"):
+        nlp_distill.run(recipe, out=tmp_path / "refused")
+
+
 def test_a_checkpoint_that_takes_other_inputs_keeps_its_own_tokenizer(tiny_recipe, tiny_teacher, tmp_path):
     """DistilBERT has no token types, and this one fewer positions than its teacher, whose words it shares."""
     student = save_tiny(tmp_path / "distil", "distilbert", "AutoModel", max_position_embeddings=16)

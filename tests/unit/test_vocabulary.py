@@ -1,5 +1,6 @@
 """A trimmed vocabulary reads what it was made from as the whole one does, and spells everything else."""
 
+import copy
 import json
 import random
 
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer, BertTokenizer, BertTokenizerFast, PreTra
 from nlp_distill.errors import VocabularyUntrimmable
 from nlp_distill.loading import load_model, load_tokenizer, save_model
 from nlp_distill.testing import tiny_model, tiny_tokenizer
-from nlp_distill.vocabulary import check_trimmable, trim_model, trimmed
+from nlp_distill.vocabulary import check_trimmable, reads_alike, trim_model, trimmed
 
 SYLLABLES = "ba be bi bo bu da de di do du ka ke ki ko ku ra re ri ro ru sha stre ing ed er ly é".split()
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
@@ -145,3 +146,27 @@ def test_a_model_says_the_same_of_the_new_ids(kind, tmp_path):
     assert config["vocab_size"] == len(trim.kept) == len(load_tokenizer(tmp_path))
     assert config["pad_token_id"] == trim.tokenizer.pad_token_id == whole.pad_token_id
     assert np.array_equal(trim.kept, np.sort(trim.kept))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer", "post_processor", None])
+def test_tokenizers_of_one_vocabulary_that_read_otherwise_are_others(kind, part):
+    theirs = learnt(kind)
+    ours = copy.deepcopy(theirs)
+    others = {
+        "normalizer": normalizers.Replace("b", "d"),
+        "pre_tokenizer": pre_tokenizers.Split("a", "isolated"),
+        "post_processor": processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[]),
+    }
+    if part is not None:
+        setattr(ours.backend_tokenizer, part, others[part])
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert reads_alike(ours, theirs) is (part is None)
+
+
+def test_capitals_tell_tokenizers_of_one_vocabulary_apart():
+    heeding, words = tiny_tokenizer(), tiny_tokenizer()
+    words.backend_tokenizer.normalizer = normalizers.Lowercase()
+    heeding.backend_tokenizer.normalizer = normalizers.NFC()
+    assert heeding.get_vocab() == words.get_vocab()
+    assert not reads_alike(heeding, words) and reads_alike(words, words)
