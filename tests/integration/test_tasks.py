@@ -25,6 +25,7 @@ from nlp_distill.errors import (
     TokenizerMismatch,
 )
 from nlp_distill.loading import load_tokenizer
+from nlp_distill.presets import PRESETS
 from nlp_distill.testing import (
     save_tiny,
     tiny_config,
@@ -420,6 +421,19 @@ def test_students_of_every_encoder_train_with_every_term_they_can_give(tiny_reci
     recipe = tiny_recipe("deberta", teacher={"model": str(teacher), "finetune": FAST})
     with pytest.raises(SignalMissing, match="a deberta-v2, has scores that queries and keys alone do not give"):
         nlp_distill.run(recipe, out=tmp_path / "run-deberta")
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"distilbart", "seqkd"}))
+def test_distillations_named_after_papers_train(tiny_recipe, tmp_path, name):
+    wide = save_tiny(tmp_path / "wide", auto_class="AutoModel", hidden_size=48)  # minilm has 12 relation heads
+    recipe = tiny_recipe(
+        teacher={"model": str(wide), "finetune": {**FAST, "epochs": 1}}, distill={"recipe": name, "epochs": 1}
+    )
+    run = nlp_distill.run(recipe, "data.limit=60", out=tmp_path / "run", until="distill")
+    trained = run.dir.manifest()["stages"]["distill"]["trained"]
+    assert len(trained) == len(PRESETS[name]) and all(phase["steps"] > 0 for phase in trained)
+    for phase, told in zip(trained, PRESETS[name], strict=True):
+        assert {term["kind"] for term in told["losses"]} <= phase["history"][0].keys()
 
 
 def test_a_task_from_another_package_needs_no_change_here(tiny_recipe, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset, DatasetDict
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import nlp_distill
 from nlp_distill.cutting import slices
@@ -109,6 +110,17 @@ def test_how_to_generate_is_saved_with_the_model(seq2seq, tmp_path):
     saved = type(model.generation_config).from_pretrained(tmp_path)
     assert (saved.num_beams, saved.max_length, saved.forced_bos_token_id) == (2, 7, None)
     assert saved.decoder_start_token_id == model.config.decoder_start_token_id
+
+
+def test_lengths_and_repeats_that_were_asked_for_are_saved(tmp_path):
+    asked = {"length_penalty": 0.6, "no_repeat_ngram_size": 3, "min_target_length": 2, "max_target_length": 9}
+    task = load_task("seq2seq", {**asked, "num_beams": 3})
+    model = tiny_model("t5", task.auto_class)
+    task.configure(model)
+    model.save_pretrained(tmp_path)
+    saved = type(model.generation_config).from_pretrained(tmp_path)
+    assert (saved.num_beams, saved.length_penalty, saved.no_repeat_ngram_size) == (3, 0.6, 3)
+    assert saved.max_length > saved.min_length > 1
 
 
 def test_a_models_own_way_to_generate_gives_way_and_is_named(seq2seq, tmp_path):
@@ -258,6 +270,20 @@ def test_a_tokenizer_that_marks_languages_and_was_told_none_is_refused(seq2seq):
     tokenizer.tgt_lang = None
     with pytest.raises(TokenizerUnfit, match="write src_lang and tgt_lang, such as en_XX"):
         task.features(rows, tokenizer, 16)
+
+
+def test_a_tokenizer_that_marks_languages_marks_both(seq2seq):
+    """mBART's: a source ends in its language, a target in its own, which generation then begins with."""
+    task, _ = seq2seq
+    words = [(word, 0.0) for word in ("<s>", "<pad>", "</s>", "<unk>", "\u2581good", "\u2581film", "\u2581bad")]
+    unigram = Tokenizer(models.Unigram(words, unk_id=3))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer = transformers.MBartTokenizerFast(tokenizer_object=unigram, src_lang="en_XX", tgt_lang="de_DE")
+    rows = checked(pairs(("good film", "bad")), USED, "s", True)
+    (row,) = task.features(rows, tokenizer, 16).to_list()
+    source, target = (tokenizer.convert_ids_to_tokens(row[name]) for name in ("input_ids", "labels"))
+    assert source[-2:] == ["</s>", "en_XX"] and target[-2:] == ["</s>", "de_DE"]
+    assert "\u2581bad" in target
 
 
 def test_all_references_are_scored_where_a_column_lists_them():
