@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
-from playwright.sync_api import sync_playwright
 
 import nlp_distill
 from nlp_distill.exports.executorch_files import quiet
@@ -137,16 +136,6 @@ def served(folder):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    assert chromium, "install Chromium (`apt-get install chromium`)"
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -1,10 +1,8 @@
 """report.html of a whole run in a real browser: alone, in order, the same numbers, at any width, in the dark."""
 
 import json
-import shutil
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 import nlp_distill
 from nlp_distill.reports.table import at_real
@@ -56,14 +54,6 @@ def finished(tmp_path_factory, write_recipe):
         export=[{"format": "onnx", "profile": "fast", "score_drop": 100}],
     )
     return nlp_distill.run(recipe, out=folder / "run")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    assert chromium, "install Chromium (`apt-get install chromium`)"
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +15,7 @@ import httpx
 import pytest
 import uvicorn
 from conftest import RECIPE, free_ports, until
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from test_api import finished
 from test_page import EVIL, REPORT, RESULTS, running
 
@@ -34,14 +33,6 @@ PATIENCE_MS = 600_000
 expect.set_options(timeout=60_000)
 CANARY = "document.title='owned'"
 HOSTILE = f'<script>{CANARY}</script><img src=http://evil.example/x onerror="{CANARY}"><b>{EVIL}'
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    assert chromium, "install Chromium (`apt-get install chromium`)"
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
 
 class Visitor:

@@ -1,20 +1,10 @@
 """The page of `nlp-distill serve` in a real browser: a text for every model, a question beside its context."""
 
-import shutil
-
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from test_server import FP32, INT8, serving
 
 expect.set_options(timeout=60_000)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    assert chromium, "install Chromium (`apt-get install chromium`)"
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
 
 
 @pytest.fixture
