@@ -221,7 +221,7 @@ class WeightsChanged(ModelError):
 
 
 class UnknownFamily(ModelError):
-    """Model '{reference}' is of the type '{model_type}', whose layers we do not know; known types: {known}."""
+    """Model '{reference}' is of the type '{model_type}', whose layers we do not know; known types: {known}.{hint}"""
 
 
 class ModelUnfit(ModelError):

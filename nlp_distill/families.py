@@ -268,6 +268,16 @@ def known_model_types() -> list[str]:
     return sorted([*COMPOSED, *(name for family in FAMILIES for name in family.model_types)])
 
 
+def unknown_family(reference: str, model_type: Any) -> UnknownFamily:
+    """The error for a type that is not in the table; it says so where the type is a decoder alone."""
+    from transformers.models.auto import modeling_auto as auto
+
+    others = (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
+    alone = model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not any(model_type in kinds for kinds in others)
+    hint = " A decoder alone is not distilled here; take an encoder, or an encoder with a decoder." if alone else ""
+    return UnknownFamily(reference=reference, model_type=model_type, known=", ".join(known_model_types()), hint=hint)
+
+
 def family_of(config: PretrainedConfig, reference: str = "") -> Family:
     """The row of a config's model type. Raises `UnknownFamily`."""
     if config.model_type in COMPOSED:
@@ -276,17 +286,9 @@ def family_of(config: PretrainedConfig, reference: str = "") -> Family:
         if config.model_type in family.model_types:
             groups = ", ".join(f"{name} {n}" for name in GROUPS if (n := getattr(config, name, 1)) != 1)
             if groups:
-                raise UnknownFamily(
-                    reference=reference or config.model_type,
-                    model_type=f"{config.model_type} with {groups}",
-                    known=", ".join(known_model_types()),
-                )
+                raise unknown_family(reference or config.model_type, f"{config.model_type} with {groups}")
             return family
-    raise UnknownFamily(
-        reference=reference or config.model_type,
-        model_type=config.model_type,
-        known=", ".join(known_model_types()),
-    )
+    raise unknown_family(reference or config.model_type, config.model_type)
 
 
 def encoder_of(model: Any) -> Any:

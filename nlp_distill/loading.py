@@ -16,9 +16,8 @@ from nlp_distill.errors import (
     MissingExtra,
     ModelNotFound,
     ModelUnsafe,
-    UnknownFamily,
 )
-from nlp_distill.families import COMPOSED, known_model_types
+from nlp_distill.families import COMPOSED, known_model_types, unknown_family
 from nlp_distill.sessions import session_options
 from nlp_distill.sources import TOKENIZER_FILES
 from nlp_distill.vetting import check_folder, check_weights, clean_copy, inside, read_settings
@@ -71,7 +70,7 @@ def _check_family(folder: Path, values: dict[str, Any]) -> None:
     parts = [values.get(part) for part in ("encoder", "decoder")] if composed else []
     for kind in (model_type, *(part.get("model_type") if isinstance(part, dict) else None for part in parts)):
         if not isinstance(kind, str) or kind not in known_model_types():
-            raise UnknownFamily(reference=str(folder), model_type=kind, known=", ".join(known_model_types()))
+            raise unknown_family(str(folder), kind)
     if values.get("quantization_config") is not None:
         raise ModelUnsafe(
             reference=folder, reason="its weights are quantized already", fix="Choose the model that it was made from."

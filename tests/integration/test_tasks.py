@@ -396,6 +396,8 @@ def test_a_checkpoint_that_takes_other_inputs_keeps_its_own_tokenizer(tiny_recip
     run = nlp_distill.run(recipe, "distill.epochs=1", out=tmp_path / "run", until="evaluate")
     kept = load_tokenizer(run.path / "model")
     assert kept.model_max_length == 16 and "token_type_ids" not in kept.model_input_names
+    notes = run.dir.manifest()["stages"]["data"]["notes"]
+    assert notes["max_length"] == "16, as the model has no more positions"
     assert {"logits", "hidden"} <= run.dir.manifest()["stages"]["distill"]["trained"][0]["history"][0].keys()
 
 
