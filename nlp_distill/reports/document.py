@@ -276,6 +276,9 @@ def _making(results: dict[str, Any]) -> list[tuple[str, str]]:
             phase = f" {number}/{len(phases)}" if len(phases) > 1 else ""
             name = f"{STAGES[stage].lower()}{phase}"
             made.append((name, f"{trained['steps']:,} steps, epoch {trained['best_epoch']} kept"))
+    for name, cache in results.get("cache", {}).items():
+        signals = "from the teacher beside the student" if cache == "none" else f"from a cache in {cache}"
+        made.append((f"signals of {name}", signals))
     return made
 
 

@@ -44,6 +44,8 @@ def test_results_are_the_contract(finished):
     names = ["teacher", "control", "student", "student-onnx-fp32", "student-onnx-int8"]
     assert [variant["name"] for variant in results["variants"]] == names
     assert results["schema"] == 1 and results["task"] == "classification" and results["metric"] == "accuracy"
+    assert results["cache"] == {"distill": "fp32"}
+    assert "from a cache in fp32" in (finished.path / "report.md").read_text(encoding="utf-8")
     assert results["data"]["rows"]["evaluation"] == 60 and results["data"]["split"] == "validation"
     for variant in results["variants"]:
         assert variant["status"] == "passed" and variant["n"] == 60
