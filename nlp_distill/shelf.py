@@ -39,13 +39,14 @@ def teachers_folder() -> Path:
     return cache_folder() / "teachers"
 
 
-def seal(folder: Path, contents: dict[str, Any]) -> None:
-    """Write the manifest of a folder whose other files are complete."""
+def seal(folder: Path, contents: dict[str, Any], index: str = INDEX) -> None:
+    """Write the manifest of a folder whose other files are complete. `index`: the file that is hashed."""
     files = sorted(file for file in folder.iterdir() if file.name != MANIFEST)
     body = {
         "contents": contents,
         "bytes": {file.name: file.stat().st_size for file in files},
-        "index_sha256": sha256_file(folder / INDEX),
+        "index": index,
+        "index_sha256": sha256_file(folder / index),
     }
     write_json(folder / MANIFEST, {**body, "sha256": sha256_json(body)})
 
@@ -60,7 +61,7 @@ def sealed(folder: Path) -> dict[str, Any] | None:
         whole = manifest.pop("sha256") == sha256_json(manifest)
         sizes: dict[str, int] = manifest["bytes"]
         same = all((folder / name).stat().st_size == size for name, size in sizes.items())
-        if whole and same and sha256_file(folder / INDEX) == manifest["index_sha256"]:
+        if whole and same and sha256_file(folder / manifest.get("index", INDEX)) == manifest["index_sha256"]:
             contents: dict[str, Any] = manifest["contents"]
             return contents
     except (OSError, ValueError, KeyError, AttributeError):

@@ -321,7 +321,7 @@ def _train_student(road: Road, stage: str, phases: list[Phase], folder: Path) ->
         objective = Objective(phase.losses, road.task, student.config, theirs, supervise, road.recipe.seed)
         key = sha256_json([stage_settings(road)[stage], road.slices.sha256, _weights_key(road), number])
         kept = CheckpointFolder(checkpoints / f"phase-{number}-{key[:12]}", key, road.main)
-        rows = road.train_rows if phase.targets == "data" else taught_rows(road)
+        rows = road.train_rows if phase.targets == "data" else taught_rows(road, shared=phase.cache != "none")
         if theirs is not None and objective.teacher_request:
             rows = road.with_twin(rows, theirs)
         with frozen(student, phase.freeze):

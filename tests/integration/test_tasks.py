@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 import nlp_distill
 from nlp_distill import estimate as estimating
-from nlp_distill import targets
+from nlp_distill import shelf, targets
 from nlp_distill.doctor import check_model
 from nlp_distill.errors import (
     HeadMissing,
@@ -207,15 +207,48 @@ def test_a_teacher_that_is_stopped_while_it_generates_goes_on_where_it_was(tiny_
     def texts(name):
         return (tmp_path / name / "targets.jsonl").read_text()
 
-    settings = {"until": "distill"}
-    nlp_distill.run(recipe, "distill.recipe=seqkd", out=tmp_path / "whole", **settings)
+    taught, settings = ("distill.recipe=seqkd", "distill.cache=none"), {"until": "distill"}
+    nlp_distill.run(recipe, *taught, out=tmp_path / "whole", **settings)
     with pytest.raises(Interrupted):
-        nlp_distill.run(recipe, "distill.recipe=seqkd", out=tmp_path / "cut", **settings, **until_told(32))
+        nlp_distill.run(recipe, *taught, out=tmp_path / "cut", **settings, **until_told(32))
     begun = texts("cut")
     assert begun.count("\n") == 32
     (tmp_path / "cut" / "targets.jsonl").write_text(begun + '"half a li')
-    nlp_distill.run(recipe, "distill.recipe=seqkd", out=tmp_path / "cut", **settings)
+    nlp_distill.run(recipe, *taught, out=tmp_path / "cut", **settings)
     assert texts("cut") == texts("whole")
+
+
+def test_what_a_teacher_says_is_shared_between_runs(tiny_recipe, tmp_path, monkeypatch):
+    new = {"layers": 1, "hidden_size": 16, "attention_heads": 2, "vocabulary": 300}
+    recipe = seq2seq_recipe(tiny_recipe, tmp_path, {"new": new, "finetune": FAST}, export=[])
+
+    def said(name, *settings):
+        told = []
+
+        def notify(kind, **fields):
+            told.append(str(fields.get("message")))
+            assert not (name == "again" and fields.get("stage") == targets.TARGETS), "it was generated anew"
+
+        run = nlp_distill.run(
+            recipe, "distill.recipe=seqkd", *settings, out=tmp_path / name, until="distill", notify=notify
+        )
+        return (run.path / "targets.jsonl").read_text(), any("cached already, in" in message for message in told)
+
+    def kept():
+        return [entry for entry in shelf.shelved() if entry.contents and entry.line()["precision"] == "text"]
+
+    first, _ = said("alone", "distill.cache=none")
+    assert not kept()
+    assert said("first") == (first, False) and [entry.line()["signals"] for entry in kept()] == ["what it says"]
+    assert said("again") == (first, True)
+    file = kept()[0].folder / "targets.jsonl"
+    file.write_text(first.replace('"', "'", 1))
+    assert not kept() and said("torn") == (first, False) and len(kept()) == 1
+    assert said("beams", "options.num_beams=3")[1] is False and len(kept()) == 2
+    monkeypatch.setenv("NLP_DISTILL_CACHE", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "teachers").write_text("a file is in the way")
+    assert said("unwritable") == (first, False)
 
 
 def test_a_frozen_encoder_stays_its_teachers(tiny_recipe, tmp_path):
