@@ -82,7 +82,8 @@ IMPOSSIBLE = -1e4
 CHUNK = 1 << 20
 """Numbers of a wide distribution that a loss looks at together: 4 MB of float32, and a few copies of them."""
 SCORES = 1 << 18
-"""Attention scores that a loss looks at together: 1 MB of float32, so that the copies stay in a core's cache."""
+"""Attention scores, or projected numbers, that a loss looks at together: 1 MB of float32, so that the copies stay in a
+core's cache."""
 
 
 class _InChunks(torch.autograd.Function):
@@ -90,23 +91,29 @@ class _InChunks(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, loss: Callable[..., Tensor], size: int, fixed: Iterable[tuple[Any, ...]], *student: Tensor
+        ctx: Any, loss: Callable[..., Tensor], size: int, fixed: Iterable[tuple[Any, ...]], cut: int, *tensors: Tensor
     ) -> Tensor:
-        ctx.gradients = [torch.empty_like(values) for values in student]
-        total = torch.zeros((), dtype=torch.float32, device=student[0].device)
-        ours, slopes = (zip(*(torch.split(x, size) for x in side), strict=True) for side in (student, ctx.gradients))
+        """The first `cut` of the tensors are cut into chunks; the others are weights, which all chunks share."""
+        ctx.gradients = [torch.empty_like(x) if n < cut else torch.zeros_like(x) for n, x in enumerate(tensors)]
+        total = torch.zeros((), dtype=torch.float32, device=tensors[0].device)
+        ours, slopes = (
+            zip(*(torch.split(x, size) for x in side[:cut]), strict=True) for side in (tensors, ctx.gradients)
+        )
         for chunk, parts, given in zip(ours, slopes, fixed, strict=True):
             with torch.enable_grad():
-                leaves = [values.detach().requires_grad_() for values in chunk]
+                leaves = [values.detach().requires_grad_() for values in (*chunk, *tensors[cut:])]
                 value = loss(*leaves, *given)
-            for part, gradient in zip(parts, torch.autograd.grad(value, leaves), strict=True):
+            found = torch.autograd.grad(value, leaves)
+            for part, gradient in zip(parts, found[:cut], strict=True):
                 part.copy_(gradient)
+            for sums, gradient in zip(ctx.gradients[cut:], found[cut:], strict=True):
+                sums += gradient
             total += value.detach()
         return total
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Any, ...]:
-        return None, None, None, *(gradient.mul_(outer[0]) for gradient in ctx.gradients)
+        return None, None, None, None, *(gradient.mul_(outer[0]) for gradient in ctx.gradients)
 
 
 def in_chunks(
@@ -121,7 +128,7 @@ def in_chunks(
     """
     size = max(1, CHUNK // student.shape[-1])
     chunks = zip(pieces(size), torch.split(mask.flatten(), size), strict=True)
-    total: Tensor = _InChunks.apply(loss, size, chunks, student.flatten(0, -2))  # type: ignore[no-untyped-call]
+    total: Tensor = _InChunks.apply(loss, size, chunks, 1, student.flatten(0, -2))  # type: ignore[no-untyped-call]
     return total
 
 
@@ -134,7 +141,27 @@ def by_examples(loss: Callable[..., Tensor], student: Sequence[Tensor], fixed: S
     if size >= len(student[0]):
         return loss(*student, *fixed)
     chunks = zip(*(torch.split(values, size) for values in fixed), strict=True)
-    total: Tensor = _InChunks.apply(loss, size, chunks, *student)  # type: ignore[no-untyped-call]
+    total: Tensor = _InChunks.apply(loss, size, chunks, len(student), *student)  # type: ignore[no-untyped-call]
+    return total
+
+
+def projected(
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor], student: Tensor, weight: Tensor, teacher: Tensor, mask: Tensor
+) -> Tensor:
+    """`loss` of outputs [..., H] that `weight` [H', H] maps to a teacher's [..., H'], in float32.
+
+    A few tokens at a time where there are many: what they are mapped to is never all there. Differentiable once then.
+    """
+
+    def distance(ours: Tensor, weight: Tensor, theirs: Tensor, counted: Tensor) -> Tensor:
+        return loss(F.linear(ours.float(), weight), theirs, counted)
+
+    ours, theirs, counted = student.flatten(0, -2), teacher.flatten(0, -2), mask.flatten()
+    size = max(1, SCORES // len(weight))
+    if size >= len(ours):
+        return distance(ours, weight, theirs, counted)
+    chunks = zip(torch.split(theirs, size), torch.split(counted, size), strict=True)
+    total: Tensor = _InChunks.apply(distance, size, chunks, 1, ours, weight)  # type: ignore[no-untyped-call]
     return total
 
 

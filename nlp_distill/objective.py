@@ -18,7 +18,16 @@ from transformers import PretrainedConfig
 from nlp_distill.batches import derived_seed
 from nlp_distill.errors import SignalMissing
 from nlp_distill.families import Place, Stack, family_of
-from nlp_distill.losses import CHUNK, LOSSES, at_first, attention_scores, by_examples, first_tokens, in_chunks
+from nlp_distill.losses import (
+    CHUNK,
+    LOSSES,
+    at_first,
+    attention_scores,
+    by_examples,
+    first_tokens,
+    in_chunks,
+    projected,
+)
 from nlp_distill.signals import Request, Signal, TopLogits, check_request
 from nlp_distill.task import Batch, Task
 from nlp_distill.terms import AnyTerm, AttentionTerm, HiddenTerm, LabelsTerm, LayerTerm, LogitsTerm, RelationTerm
@@ -132,7 +141,7 @@ class Objective(nn.Module):
             if term.tokens == "first":
                 read = [(s, at_first(ours, mask), at_first(theirs, mask)) for s, ours, theirs in read]
                 mask = mask.any(1)
-            return torch.stack([loss(self._project(name, s, ours), theirs, mask) for s, ours, theirs in read]).mean()
+            return torch.stack([self._hidden(loss, name, s, ours, theirs, mask) for s, ours, theirs in read]).mean()
         pairs = _pairs(mask, bound, batch)
         if isinstance(term, RelationTerm):
             relation, numbers = LOSSES["relation"]["kl"], term.heads * pairs[0].numel()
@@ -169,9 +178,15 @@ class Objective(nn.Module):
             return loss(*ours, *theirs, pairs)
         return by_examples(loss, ours, [*theirs, pairs], heads * pairs[0].numel())
 
-    def _project(self, name: str, place: Place, hidden: Tensor) -> Tensor:
+    def _hidden(
+        self, loss: Callable[..., Tensor], name: str, place: Place, ours: Tensor, theirs: Tensor, mask: Tensor
+    ) -> Tensor:
         key = _key(name, place[1])
-        return self.projections[key](hidden.float()) if key in self.projections else hidden
+        if key not in self.projections:
+            return loss(ours, theirs, mask)
+        weight = self.projections[key].weight
+        assert isinstance(weight, Tensor)
+        return projected(loss, ours, weight, theirs, mask)
 
     def _bound(self, name: str, term: AnyTerm, supervise: Mapping[str, Sequence[int]]) -> dict[str, Bound]:
         """The term, once for each stack that it is about."""

@@ -211,10 +211,10 @@ class Lesson:
             with sole_writer(folder, self._wait):
                 if sealed(folder) is None:
                     found = False
+                    self._make_room()
                     planned = self._plan(precision)
                     reason = self._too_large(planned, folder, precision, automatic)
                     if not reason:
-                        self._make_room()
                         self._write(folder, planned, precision)
         if reason and precision == "fp32":
             self.road.notify("note", message=f"the teacher's signals are rounded to bf16: {reason}")

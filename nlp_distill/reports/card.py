@@ -214,6 +214,13 @@ def _limits(results: dict[str, Any], best: dict[str, Any], tokenizer: Any) -> li
         "Latencies are of one machine; compare them with each other rather than with another table's.",
         "A student inherits the biases of its teacher and of its data. None was measured.",
     ]
+    if words := results["student"].get("vocabulary"):
+        limits.insert(
+            1,
+            f"It knows {words['tokens']:,} of its teacher's {words['before']:,} pieces of words and spells the others: "
+            f"{100 * words['respelled']:.2f} % of the pieces of the reported rows, in {100 * words['rows']:.1f} % of "
+            "them.",
+        )
     # ExecuTorch's programs run each row alone by themselves.
     if best["settings"].get("pipeline_batch") == 1 and best["runtime"] != "executorch":
         limits.insert(0, f"Ask {best['name']} one text at a time, as it was scored: its answers depend on batch mates.")

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import time
+from types import SimpleNamespace
 
 import pytest
 from safetensors.numpy import load_file
@@ -122,12 +123,16 @@ def test_a_cache_cut_short_is_made_again(tiny_recipe, tmp_path):
     assert equal(weights(one), weights(two))
 
 
-def test_a_new_cache_takes_the_place_of_forgotten_ones(tiny_recipe, tmp_path):
+def test_a_new_cache_takes_the_place_of_forgotten_ones(tiny_recipe, tmp_path, monkeypatch):
+    """What is free is looked up after they went: the new one fits in their place."""
     recipe = tiny_recipe()
     distilled(recipe, tmp_path / "one", "distill.cache=fp32")
     (forgotten,) = shelf.shelved()
     long_ago = time.time() - 31 * 86_400
     os.utime(forgotten.folder / shelf.MANIFEST, (long_ago, long_ago))
+    free = lambda _: SimpleNamespace(free=0 if forgotten.folder.exists() else forgotten.size)  # noqa: E731
+    monkeypatch.setattr(teaching.shutil, "disk_usage", free)
+    monkeypatch.setattr(stages, "check_disk", lambda *_: None)
     _, told = distilled(recipe, tmp_path / "two", "distill.cache=bf16")
     assert not forgotten.folder.exists()
     assert any(forgotten.folder.name in line for line in told)

@@ -69,6 +69,13 @@ def test_names_are_text_and_nothing_else(results, task):
     assert yaml.safe_load(text.split("\n---\n")[0])["model-index"][0]["results"][0]["dataset"]["name"] == HOSTILE
 
 
+def test_what_a_smaller_vocabulary_does_not_know_is_said(results, task):
+    words = {"tokens": 11_343, "before": 30_522, "respelled": 0.0123, "rows": 0.045}
+    results["student"]["vocabulary"] = words
+    assert "knows 11,343 of its teacher's 30,522 pieces" in said(results, task)
+    assert "1.23 % of the pieces of the reported rows, in 4.5 % of them" in said(results, task)
+
+
 def test_escaping_leaves_words_alone():
     assert escaped("A plain name, v1.2 (fine)") == "A plain name, v1.2 (fine)"
     assert escaped("a_b*c") == r"a\_b\*c" and escaped("1 < 2 & 3") == "1 &lt; 2 &amp; 3"

@@ -230,3 +230,25 @@ def test_by_examples_never_holds_the_scores_of_all(g):
     leaves = [rand(g, 16, 256, H).requires_grad_() for _ in range(2)]
     losses.by_examples(loss, leaves, [torch.ones(16, 256, 256, dtype=torch.bool)], 4 * 256 * 256).backward()
     assert max(seen) <= losses.SCORES and sum(seen) == 16 * 4 * 256 * 256
+
+
+@pytest.mark.parametrize("distance", ["mse", "cosine"])
+def test_projected_outputs_give_the_same_loss_and_gradients_some_tokens_at_a_time(g, distance, monkeypatch):
+    theirs, weight, loss = rand(g, B, S, 2 * H), rand(g, 2 * H, H), losses.LOSSES["hidden"][distance]
+    mask, sizes, found = torch.rand(B, S, generator=g) < 0.7, [], []
+
+    def watched(ours, *rest):
+        sizes.append(ours.numel())
+        return loss(ours, *rest)
+
+    for most in (1 << 18, 2 * H, 3 * 2 * H):
+        monkeypatch.setattr(losses, "SCORES", most)
+        leaves = [rand(torch.Generator().manual_seed(3), B, S, H).requires_grad_(), weight.clone().requires_grad_()]
+        sizes.clear()
+        value = losses.projected(watched, *leaves, theirs, mask)
+        (value * 0.7).backward()
+        assert max(sizes) <= most
+        found.append([value.detach(), *(leaf.grad for leaf in leaves)])
+    for cut in found[1:]:
+        assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(cut, found[0], strict=True))
+    assert all(part.abs().sum() > 0 for part in found[0])
