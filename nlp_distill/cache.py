@@ -258,6 +258,8 @@ class CachedTeacher:
     Batches carry the numbers of their examples under `row`. What does not count (padding) is zero.
     """
 
+    stored = True
+
     def __init__(self, folder: Path, task: Task) -> None:
         contents = sealed(folder)
         if contents is None:

@@ -32,7 +32,7 @@ from nlp_distill.first_token import first_token_only
 from nlp_distill.noise import fast_dropout
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import Training
-from nlp_distill.rows import Rows, ahead, padded_in_eights, to_device, token_budget
+from nlp_distill.rows import Rows, ahead, padded_in_eights, processor_idles, to_device, token_budget
 from nlp_distill.scores import model_pipeline, predict
 from nlp_distill.signals import Signal, TeacherSource, capture, first_suffices, model_inputs
 from nlp_distill.task import Batch, Task
@@ -162,10 +162,14 @@ def train(
             checkpoints.save(Checkpoint(state, dict(step_module.state_dict()), tensors, best))
         accelerator.wait_for_everyone()
 
-    def micro_batches_of(numbered: tuple[int, Indices]) -> list[Batch]:
+    beside = processor_idles(device)
+    early = teacher if beside and teacher is not None and teacher.stored else None
+
+    def micro_batches_of(numbered: tuple[int, Indices]) -> list[tuple[Batch, Signal | None]]:
         number, step = numbered
         chance, mine = derived_seed(setting.seed, "examples", number), rank_share(step, rank, world)
-        return rows.micro_batches(mine, budget, chance, collate, device, setting.autocast)
+        made = rows.micro_batches(mine, budget, chance, collate, device, setting.autocast)
+        return [(batch, early.signal(batch) if early else None) for batch in made]
 
     finished = done_steps >= total or _out_of_patience(done, settings)
     last_saved = last_shown = time.monotonic()
@@ -177,10 +181,10 @@ def train(
             steps = epoch_steps(rows.lengths, settings.batch_size, setting.seed, epoch)
             begun = epoch * per_epoch
             left = list(enumerate(steps, begun))[done_steps - begun :]
-            for within, micro in enumerate(ahead(micro_batches_of, left, on_gpu), done_steps - begun):
+            for within, micro in enumerate(ahead(micro_batches_of, left, beside), done_steps - begun):
                 # One optimizer step: counts first, so that every micro-batch is normalised over the whole step.
                 due = time.monotonic() - last_saved >= settings.checkpoint_minutes * 60
-                counts, stop, due = _agree(objective, micro, setting, due)
+                counts, stop, due = _agree(objective, [batch for batch, _ in micro], setting, due)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(settings, done_steps, total)
                 step_module.train()
@@ -255,16 +259,20 @@ def _resume(
 def _accumulate(
     wrapped: nn.Module,
     teacher: TeacherSource | None,
-    micro: list[Batch],
+    micro: list[tuple[Batch, Signal | None]],
     counts: dict[str, float],
     step: int,
     setting: Setting,
 ) -> dict[str, Tensor]:
-    """Gradients of one optimizer step from this rank's micro-batches; the sum of each term."""
+    """Gradients of one optimizer step from this rank's micro-batches; the sum of each term.
+
+    A signal that was not read before its step is asked of the teacher now, so that one at a time is held.
+    """
     accelerator = setting.accelerator
     sums: dict[str, Tensor] = {}
-    for number, batch in enumerate(micro):
-        signal = teacher.signal(batch) if teacher else Signal()
+    for number, (batch, signal) in enumerate(micro):
+        if signal is None:
+            signal = teacher.signal(batch) if teacher else Signal()
         torch.manual_seed(derived_seed(setting.seed, "noise", step, number, accelerator.process_index))
         last = number == len(micro) - 1
         with nullcontext() if last else accelerator.no_sync(wrapped):

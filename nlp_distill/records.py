@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nlp_distill.signals import Signal, TopLogits
+from nlp_distill.signals import Signal, TopLogits, moved
 
 TOP = 64
 """Logits kept of a token whose distribution is wide."""
@@ -116,7 +116,7 @@ class Part:
 
 def padded(values: Tensor, mask: Tensor, fill: float) -> Tensor:
     """Values [N, W] at the N places of a mask [B] or [B, S]; `fill` at the others."""
-    values = values.to(mask.device)
+    values = moved(values, mask.device)
     if bool(mask.all()):
         return values.view(*mask.shape, values.shape[-1])
     spread = values.new_full((*mask.shape, values.shape[-1]), fill)

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 
 from nlp_distill.batches import FORWARD, Indices, derived_seed, micro_batches
 from nlp_distill.families import family_of
+from nlp_distill.signals import moved
 from nlp_distill.task import Batch
 
 Item = TypeVar("Item")
@@ -91,14 +92,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     The numbers of its examples stay: they are looked up in files.
     """
 
-    def moved(name: str, value: Any) -> Any:
+    def there(name: str, value: Any) -> Any:
         if isinstance(value, dict):
             return to_device(value, device)
-        if name == "row":
-            return value
-        return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+        return value if name == "row" else moved(value, device)
 
-    return {name: moved(name, value) for name, value in batch.items()}
+    return {name: there(name, value) for name, value in batch.items()}
 
 
 def token_budget(asked: int | None, config: PretrainedConfig, device: torch.device) -> int:
@@ -134,6 +133,11 @@ def ahead(make: Callable[[Item], Made], items: Iterable[Item], beside: bool) -> 
             waiting = following
         if waiting is not None:
             yield waiting.result()
+
+
+def processor_idles(device: torch.device) -> bool:
+    """Whether the processor has time to prepare the next step while the device is at one."""
+    return device.type == "cuda"
 
 
 def padded_in_eights(tokenizer: Any) -> Any:

@@ -114,11 +114,18 @@ class Signal:
 
 
 class TeacherSource(Protocol):
-    """Where teacher signals come from; the loop never knows which kind it has."""
+    """Where teacher signals come from. `stored`: they lie on disk, and can be read before their step."""
+
+    stored: bool
 
     def signal(self, batch: Batch) -> Signal:
         """Signals of the batch's examples, without gradients."""
         ...
+
+
+def moved(value: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; to a GPU from pinned memory, while it computes."""
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
 
 def model_inputs(batch: Batch) -> dict[str, Tensor]:
@@ -226,6 +233,8 @@ class LiveTeacher:
     the student's, where they share a tokenizer that numbers them otherwise (`vocabulary`); `words`: as many as the
     student knows, where the teacher's table has rows for more than their tokenizer does.
     """
+
+    stored = False
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import threading
 import time
 from types import SimpleNamespace
 
@@ -10,8 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import nlp_distill
-from nlp_distill import shelf, stages, teaching
+from nlp_distill import loop, shelf, stages, teaching
+from nlp_distill.cache import CachedTeacher
 from nlp_distill.errors import CacheTooLarge, DiskFull, Interrupted, NotWritable
+from nlp_distill.signals import LiveTeacher
 from nlp_distill.testing import WORDS
 
 FAST = {"epochs": 1, "learning_rate": 2e-3, "batch_size": 16}
@@ -68,6 +71,25 @@ def other_tasks(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path
+
+
+def test_signals_read_before_their_step_are_the_same(tiny_recipe, tmp_path, monkeypatch):
+    """As on a GPU: in a thread, beside the step before; a teacher that runs beside the student stays out of it."""
+    recipe, threads = tiny_recipe(), []
+    in_turn = {cache: distilled(recipe, tmp_path / cache, f"distill.cache={cache}")[0] for cache in ("fp32", "none")}
+    monkeypatch.setattr(loop, "processor_idles", lambda device: True)
+    for source in (CachedTeacher, LiveTeacher):
+        asked = source.signal
+
+        def signal(self, batch, asked=asked):
+            threads.append((self.stored, threading.current_thread() is threading.main_thread()))
+            return asked(self, batch)
+
+        monkeypatch.setattr(source, "signal", signal)
+    for cache, run in in_turn.items():
+        beside, _ = distilled(recipe, tmp_path / f"{cache}-beside", f"distill.cache={cache}")
+        assert equal(weights(beside), weights(run))
+    assert set(threads) == {(True, False), (False, True)}
 
 
 def test_question_answering(tiny_recipe, other_tasks):

@@ -196,6 +196,8 @@ def test_bf16_trains_close_to_fp32(world):
 class Shuffled:
     """A teacher whose signals belong to other examples of the batch."""
 
+    stored = False
+
     def __init__(self, source):
         self.source = source
 
