@@ -140,8 +140,8 @@ def train(
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     if min(settings.batch_size, len(rows.lengths)) < world:
         raise RunFailed(stage=stage, reason=f"{world} processes cannot share steps of {settings.batch_size} examples")
-    on_gpu = device.type == "cuda"
-    collate = task.collate(padded_in_eights(setting.tokenizer) if on_gpu else setting.tokenizer, model.config)
+    tokenizer = padded_in_eights(setting.tokenizer) if device.type == "cuda" else setting.tokenizer
+    collate = task.collate(tokenizer, model.config)
     step_module = Step(model, objective, setting.autocast).to(device)
     wrapped = accelerator.prepare_model(step_module)
     optimizer = adamw(step_module, settings)
@@ -162,8 +162,7 @@ def train(
             checkpoints.save(Checkpoint(state, dict(step_module.state_dict()), tensors, best))
         accelerator.wait_for_everyone()
 
-    beside = processor_idles(device)
-    early = teacher if beside and teacher is not None and teacher.stored else None
+    early = teacher if teacher and teacher.stored and processor_idles(device) else None
 
     def micro_batches_of(numbered: tuple[int, Indices]) -> list[tuple[Batch, Signal | None]]:
         number, step = numbered
@@ -181,7 +180,7 @@ def train(
             steps = epoch_steps(rows.lengths, settings.batch_size, setting.seed, epoch)
             begun = epoch * per_epoch
             left = list(enumerate(steps, begun))[done_steps - begun :]
-            for within, micro in enumerate(ahead(micro_batches_of, left, beside), done_steps - begun):
+            for within, micro in enumerate(ahead(micro_batches_of, left, processor_idles(device)), done_steps - begun):
                 # One optimizer step: counts first, so that every micro-batch is normalised over the whole step.
                 due = time.monotonic() - last_saved >= settings.checkpoint_minutes * 60
                 counts, stop, due = _agree(objective, [batch for batch, _ in micro], setting, due)

@@ -249,7 +249,7 @@ class Phase(Training):
     cache: Literal["auto", "none", "fp32", "bf16", "int8"] = Field(
         "auto",
         description="Run the teacher once over the rows and keep what the terms read on disk, in this precision "
-        "(logits always in fp32); `none`: it runs beside the student; `auto`: fp32, or else bf16, where "
+        "(logits of a row always in fp32); `none`: it runs beside the student; `auto`: fp32, or else bf16, where "
         "nothing is cut, an epoch is saved, and the disk has room; at most 2 GB. See docs/cache.md.",
     )
 
