@@ -23,7 +23,7 @@ from harness import Arm, compared, machine, measured
 from jobs import job
 from prepared import Bench, Rows, long_texts, prepare, prepare_seq2seq, texts, write_rows
 
-FEEDS = ("padded", "dynamic", "sorted")
+FEEDS = ("padded", "dynamic", "sorted", "default")
 ROWS, FLAT_ROWS = 640, 64
 SMALL = "256 tokens at a time"
 
@@ -46,14 +46,14 @@ class Prepared:
         Plain fine-tuning runs its last layer for [CLS] alone; beside terms about all tokens once more without.
         """
         plain = ours(self.bench, self.short, "plain", name="plain")
-        others = [naive(self.bench, self.short, losses), products(self.bench, self.short)]
+        others = [naive(self.bench, self.short, losses), products(self.bench, self.short, losses)]
         if losses == "wide":
             others.append(ours(self.bench, self.short, "plain", name="plain, whole last layer", lean=False))
         return [*self.pair(self.short, losses), plain, tuned(self.bench, self.short, losses), *others]
 
     def flat_arms(self, losses: str) -> list[Arm]:
         """Every row has 128 tokens: no padding to save; all-token terms again in micro-batches of two rows."""
-        others = [naive(self.bench, self.flat, losses), products(self.bench, self.flat)]
+        others = [naive(self.bench, self.flat, losses), products(self.bench, self.flat, losses)]
         if losses == "wide":
             others.append(ours(self.bench, self.flat, losses, name=SMALL, micro_batch_tokens=256))
         return [*self.pair(self.flat, losses), tuned(self.bench, self.flat, losses), *others]

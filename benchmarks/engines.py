@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,28 @@ NAIVE_STEPS, DYNAMIC_STEPS = 1, 4
 
 
 def ours(
-    bench: Bench, rows: Rows, losses: str, name: str = "ours", without: str = "", top: Any = None, **distill: Any
+    bench: Bench,
+    rows: Rows,
+    losses: str,
+    name: str = "ours",
+    without: Sequence[str] = (),
+    top: Any = None,
+    **distill: Any,
 ) -> Arm:
     """The product, an epoch a block; `top`, `distill`: settings of the recipe, of its phase."""
     recipe = {**bench.recipe(rows, losses, **distill), **(top or {})}
-    return product(bench, rows, recipe, name, without=without, vocabulary_of=str(bench.corpus))
+    return product(bench, rows, recipe, name, without, str(bench.corpus))
 
 
-def product(bench: Bench, rows: Rows, recipe: dict[str, Any], name: str, **more: str) -> Arm:
+def product(
+    bench: Bench, rows: Rows, recipe: dict[str, Any], name: str, without: Sequence[str], vocabulary_of: str = ""
+) -> Arm:
     """Any recipe of ours, an epoch a block."""
-    told = {"recipe": recipe, "examples": rows.examples, "tokens": rows.tokens, "without": "", "vocabulary_of": ""}
+    told = {"recipe": recipe, "examples": rows.examples, "tokens": rows.tokens}
+    told |= {"without": [*without], "vocabulary_of": vocabulary_of}
     here = os.pathsep.join([str(ROOT), str(ROOT / "tasks")])
     environment = {"NLP_DISTILL_CACHE": str(bench.folder / "cache"), "PYTHONPATH": here}
-    return Arm(name, "ours.py", {**told, **more}, environment=environment)
+    return Arm(name, "ours.py", told, environment=environment)
 
 
 def fed(bench: Bench, rows: Rows, feed: str) -> dict[str, Any]:
@@ -53,9 +63,10 @@ def tuned(bench: Bench, rows: Rows, losses: str, feed: str = "dynamic", name: st
     return Arm(name, "loops.py", {**fed(bench, rows, feed), "loop": "tuned", "wide": losses == "wide"})
 
 
-def products(bench: Bench, rows: Rows, feed: str = "sorted") -> Arm:
-    """The matrix products of ours alone, over steps of one length."""
-    return Arm("torch.mm", "products.py", {**fed(bench, rows, feed), "steps": rows.examples // 32})
+def products(bench: Bench, rows: Rows, losses: str) -> Arm:
+    """The matrix products of ours alone, over steps of one length; where terms read [CLS], its last layer's for it."""
+    settings = {**fed(bench, rows, "sorted"), "steps": rows.examples // 32, "lean": losses == "narrow"}
+    return Arm("torch.mm", "products.py", settings)
 
 
 FRAMEWORKS = {"TextBrewer": "with_textbrewer.py", "torchdistill": "with_torchdistill.py"}
@@ -67,7 +78,7 @@ def environments() -> Path:
 
 
 def framework(bench: Bench, rows: Rows, name: str, feed: str) -> Arm:
-    """TextBrewer or torchdistill, fed padded, dynamic or sorted batches."""
+    """TextBrewer or torchdistill, fed padded, dynamic or sorted batches, or by a DataLoader with its defaults."""
     python = environments() / name.lower() / "bin" / "python"
     if not python.exists():
         sys.exit(f"{python} is missing: run `make bench-environments`")
@@ -75,9 +86,11 @@ def framework(bench: Bench, rows: Rows, name: str, feed: str) -> Arm:
     return Arm(f"{name}, {feed}", FRAMEWORKS[name], settings, python=str(python))
 
 
-def seq2seq_ours(bench: Bench, rows: Rows, name: str, cache: str) -> Arm:
+def seq2seq_ours(
+    bench: Bench, rows: Rows, name: str, cache: str, without: Sequence[str] = (), teacher: Path | None = None
+) -> Arm:
     """The product on E2E, without its scoring: it generates, and the other loop does not."""
-    return product(bench, rows, seq2seq_recipe(bench, rows, cache), name, without="scoring")
+    return product(bench, rows, seq2seq_recipe(bench, rows, cache, teacher), name, ["scoring", *without])
 
 
 def seq2seq_naive(bench: Bench, rows: Rows) -> Arm:

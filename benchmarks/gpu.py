@@ -25,8 +25,15 @@ from typing import Any
 import torch
 from engines import naive, ours, tuned
 from harness import ARMS, ROOT, holds, keep, machine, measured, speed_ratio, speeds
-from prepared import Bench, Rows, prepare, texts, write_rows
+from prepared import LENGTH, MINILM, Bench, Rows, prepare, texts, write_rows
 
+from nlp_distill.loading import load_tokenizer, save_model
+from nlp_distill.sources import resolve
+from nlp_distill.testing import tiny_model
+
+LIMIT_MINUTES = 8
+RUN_SECONDS = 180
+"""What one run of a check may take; on a CPU with others on it, too."""
 LOSS_RTOL = 2e-3
 BUDGET = 65_536
 """Tokens in one forward."""
@@ -50,7 +57,7 @@ class World:
     def run(
         self, name: str, device: str, recipe: dict[str, Any], stop_at: int = 0, processes: int = 1
     ) -> dict[str, Any]:
-        """A run in a process of its own; what it said."""
+        """A run in a process of its own; what it said. Raises `TimeoutError` where it takes too long."""
         answer = self.folder / "answer.json"
         told = {"recipe": recipe, "out": str(self.folder / name), "stop_at": stop_at, "answer": str(answer)}
         python = [sys.executable]
@@ -60,11 +67,30 @@ class World:
         if device == "cpu":
             environment["ACCELERATE_USE_CPU"] = "true"
         command = [*python, str(ARMS / "run.py"), json.dumps(told)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
+        code, trouble = finished(command, environment, name)
+        if code:
+            raise RuntimeError(f"{name} failed:\n{trouble[-2000:]}")
         said: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         return said
+
+
+def finished(
+    command: list[str], environment: dict[str, str], name: str, seconds: float = RUN_SECONDS
+) -> tuple[int, str]:
+    """Exit code and stderr of a command. Raises `TimeoutError` where it takes longer."""
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, said = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        # Asked first: torch's launcher takes its processes with it then.
+        process.terminate()
+        try:
+            process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+        raise TimeoutError(f"the run `{name}` was stopped: it took longer than {seconds:g} s") from None
+    return process.returncode, said
 
 
 def losses_agree(world: World) -> dict[str, Any]:
@@ -121,7 +147,7 @@ def two_processes_learn_the_same(world: World) -> dict[str, Any]:
 def speed(world: World, rounds: int) -> dict[str, Any]:
     """Ours against the two loops, and with steps that fill the device."""
     bench, rows = world.bench, world.rows
-    budget = {"micro_batch_tokens": BUDGET}
+    budget: dict[str, Any] = {"micro_batch_tokens": BUDGET}
     arms = [ours(bench, rows, "wide", **budget), ours(bench, rows, "wide", name="again", **budget)]
     arms += [tuned(bench, rows, "wide"), naive(bench, rows, "wide")]
     arms += [ours(bench, rows, "wide", name="ours, 256 a step", batch_size=min(256, rows.examples), **budget)]
@@ -144,6 +170,15 @@ CHECKS: dict[str, Callable[[World], dict[str, Any]]] = {
 }
 
 
+def tiny(folder: Path) -> str:
+    """The teacher of a dry run: six layers of width 32, with MiniLM's tokenizer."""
+    tokenizer = load_tokenizer(resolve(MINILM).folder, LENGTH)
+    shape: dict[str, Any] = {"num_hidden_layers": 6, "max_position_embeddings": LENGTH, "vocab_size": len(tokenizer)}
+    folder.mkdir()
+    save_model(tiny_model(**shape), tokenizer, folder)
+    return str(folder)
+
+
 def without_dropout(folder: Path) -> None:
     """Teacher and student of a bench draw no noise."""
     for who in ("teacher", "student"):
@@ -154,7 +189,7 @@ def without_dropout(folder: Path) -> None:
 
 
 def main() -> int:
-    """All checks, then the speeds; 1 when a check failed."""
+    """All checks, then the speeds; 1 when a check failed, or a GPU took too long."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--dry-cpu", action="store_true", help="on a CPU, small")
     parser.add_argument("--keep", type=Path, help="write the result here; default: beside the script, unless dry")
@@ -163,23 +198,32 @@ def main() -> int:
     if not gpus and not asked.dry_cpu:
         sys.exit("no CUDA device here; --dry-cpu tries the script itself")
     device = "cpu" if asked.dry_cpu else "cuda"
-    about, start, result = machine(), time.monotonic(), {}
+    about, start, result = machine(), time.monotonic(), dict[str, Any]()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        bench = prepare(folder, teacher_rows=64 if asked.dry_cpu else 1600)
+        bench = prepare(folder, 64, tiny(folder / "tiny")) if asked.dry_cpu else prepare(folder)
         without_dropout(folder)
         rows = write_rows(bench, "short", texts(65 if asked.dry_cpu else 3201))
         world = World(bench, rows, device, folder, gpus)
         for name, check in CHECKS.items():
-            result[name] = check(world)
+            try:
+                result[name] = check(world)
+            except TimeoutError as late:
+                result[name] = {"passed": False, "why": str(late)}
             print(f"{name}: {result[name]}", flush=True)
         result["speed"] = speed(world, 1 if asked.dry_cpu else 8)
         print(json.dumps(result["speed"], indent=1), flush=True)
     result |= {"device": device, "gpus": [torch.cuda.get_device_name(n) for n in range(gpus)]}
     result["minutes"] = round((time.monotonic() - start) / 60, 1)
+    result["within_limit"] = result["minutes"] <= LIMIT_MINUTES
+    # A CPU is only tried: how fast it is says nothing.
+    too_long = not (asked.dry_cpu or result["within_limit"])
+    if too_long:
+        print(f"it took {result['minutes']} minutes, more than {LIMIT_MINUTES}", flush=True)
     if asked.keep or not asked.dry_cpu:
         keep(str(asked.keep or __file__), result, about)
-    return int(any(check.get("passed") is False for check in result.values() if isinstance(check, dict)))
+    failed = any(check.get("passed") is False for check in result.values() if isinstance(check, dict))
+    return int(failed or too_long)
 
 
 if __name__ == "__main__":

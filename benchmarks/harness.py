@@ -195,7 +195,10 @@ def machine() -> dict[str, Any]:
 
 
 def keep(script: str, result: Mapping[str, Any], about: Mapping[str, Any]) -> Path:
-    """Write a result beside its script, with `about` (`machine()`, taken before the measurement)."""
-    target = Path(script).with_suffix(".result.json")
+    """Write a result beside its script, with `about` (`machine()`, taken before the measurement).
+
+    `script`: or the file itself, `….json`.
+    """
+    target = Path(script) if script.endswith(".json") else Path(script).with_suffix(".result.json")
     target.write_text(json.dumps({**about, **result}, indent=2) + "\n", encoding="utf-8")
     return target

@@ -1,6 +1,10 @@
 """Does all of it change what is learnt? Held-out divergence from the teacher, ours against the plain loop.
 
-python benchmarks/parity.py [--rows N]
+    python benchmarks/parity.py [--rows N] [--epochs N] [--losses wide|narrow] [--cache CACHE] [--vocabulary keep|trim]
+                                [--keep FILE]
+
+Parity of all of it: `--epochs 2 --cache fp32 --vocabulary trim --keep benchmarks/parity.all.result.json`: the plain
+loop reads as many epochs under the same terms, beside its teacher, with the whole vocabulary.
 """
 
 from __future__ import annotations
@@ -61,11 +65,12 @@ def plain(bench: Bench, recipe: Recipe, seed: int, out: Path) -> None:
     step, collate = Step(student, objective, None).train(), task.collate(tokenizer, student.config)
     optimizer = adamw(step, phase)
     torch.manual_seed(seed)
-    order, count = np.random.default_rng(seed).permutation(len(rows)), len(rows) // BATCH
-    for number in range(count):
-        batch = examples.batch(order[number * BATCH :][:BATCH], 0, collate)
+    chance, count = np.random.default_rng(seed), len(rows) // BATCH
+    orders = [chance.permutation(len(rows))[: count * BATCH].reshape(count, BATCH) for _ in range(phase.epochs)]
+    for number, numbers in enumerate(np.concatenate(orders)):
+        batch = examples.batch(numbers, 0, collate)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(phase, number, count)
+            group["lr"] = learning_rate(phase, number, count * phase.epochs)
         loss, _ = step(batch, live.signal(batch), {name: float(n) for name, n in objective.counts(batch).items()})
         loss.backward()
         torch.nn.utils.clip_grad_norm_(step.parameters(), 1.0)
@@ -75,42 +80,49 @@ def plain(bench: Bench, recipe: Recipe, seed: int, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def parity(bench: Bench, count: int) -> dict[str, Any]:
+def parity(bench: Bench, count: int, epochs: int, losses: str, cache: str, vocabulary: str) -> dict[str, Any]:
     """Divergences of ours and of the plain loop, a seed each, and the ratio of their means.
 
-    The vocabulary stays whole: cut to the few words of these rows, the student would be another.
+    `vocabulary`: ours; of few rows `trim` cuts it to their words, and the student is another.
     """
     rows = write_rows(bench, "parity", texts(count + 1))
     found: dict[str, list[float]] = {"ours": [], "plain": []}
     unseen = [row["text"] for row in held_out()]
     for seed in SEEDS:
-        settings = {"epochs": 1, "learning_rate": RATE, "schedule": "linear", "warmup": 0.1, "cache": "none"}
-        told = {**bench.recipe(rows, "wide", **settings), "seed": seed}
-        whole = Recipe.model_validate(told | {"student": {"layers": 3}})
+        settings = {"epochs": epochs, "learning_rate": RATE, "schedule": "linear", "warmup": 0.1, "cache": cache}
+        told = {**bench.recipe(rows, losses, **settings), "seed": seed}
+        told["student"] = {"layers": 3, "vocabulary": vocabulary}
+        recipe = Recipe.model_validate(told)
         out = {name: bench.folder / f"parity-{name}-{seed}" for name in found}
-        nlp_distill.run(whole, out=out["ours"], until="distill")
-        plain(bench, whole, seed, out["plain"])
+        nlp_distill.run(recipe, out=out["ours"], until="distill")
+        plain(bench, recipe, seed, out["plain"])
         for name, values in found.items():
             model = out[name] if name == "plain" else out[name] / "model"
             values.append(divergence(bench.teacher, model, unseen)[0])
         print(f"  seed {seed}: " + ", ".join(f"{name} {values[-1]:.4f}" for name, values in found.items()), flush=True)
     ratio = float(np.mean(found["ours"]) / np.mean(found["plain"]))
     kept = {name: [round(value, 5) for value in values] for name, values in found.items()}
-    return {"ratio": round(ratio, 3), "divergence": kept, "rows": count, "epochs": 1}
+    of = {"rows": count, "epochs": epochs, "losses": losses, "cache": cache, "vocabulary": vocabulary}
+    return {"ratio": round(ratio, 3), "divergence": kept, **of}
 
 
 def main() -> None:
-    """Parity at length, kept beside the script."""
+    """Parity at length, kept beside the script or where it is said."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rows", type=int, default=11_904)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--losses", choices=["wide", "narrow"], default="wide")
+    parser.add_argument("--cache", choices=["none", "fp32", "bf16", "int8"], default="none")
+    parser.add_argument("--vocabulary", choices=["keep", "trim"], default="keep")
+    parser.add_argument("--keep", type=Path, default=Path(__file__).with_suffix(".result.json"))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         bench = prepare(Path(temporary))
         about = {**machine(), **bench.facts}
-        found = parity(bench, asked.rows)
+        found = parity(bench, asked.rows, asked.epochs, asked.losses, asked.cache, asked.vocabulary)
     print(json.dumps(found))
-    keep(__file__, found, about)
+    keep(str(asked.keep), found, about)
 
 
 if __name__ == "__main__":

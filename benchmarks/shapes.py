@@ -8,7 +8,6 @@ Each shape runs in a process of its own, so that its peak of memory is its own.
 from __future__ import annotations
 
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from harness import keep, machine
 from transformers import CONFIG_MAPPING
 
 from nlp_distill.exports.onnx_files import export_fp32
@@ -30,7 +30,7 @@ from nlp_distill.recipe import Phase, Student
 from nlp_distill.signals import LiveTeacher
 from nlp_distill.student import cut_student
 from nlp_distill.task import load_task
-from nlp_distill.terms import AttentionTerm, HiddenTerm, LabelsTerm, LogitsTerm, RelationTerm
+from nlp_distill.terms import AnyTerm, AttentionTerm, HiddenTerm, LabelsTerm, LogitsTerm, RelationTerm
 
 BATCH, TOKENS = 8, 64
 SHAPES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
@@ -59,7 +59,7 @@ def one(name: str) -> dict[str, Any]:
     start = time.perf_counter()
     student = cut_student(teacher, Student(**cut), task.auto_class).model
     seconds["build"] = time.perf_counter() - start
-    terms = [LogitsTerm(), LabelsTerm(), HiddenTerm(), HiddenTerm(distance="gram"), AttentionTerm()]
+    terms: list[AnyTerm] = [LogitsTerm(), LabelsTerm(), HiddenTerm(), HiddenTerm(distance="gram"), AttentionTerm()]
     heads = 12 if teacher.config.hidden_size % 12 == 0 else 8
     terms += [RelationTerm(heads=heads), *([AttentionTerm(of="cross")] if task_name == "seq2seq" else [])]
     supervise = supervise_map(Phase(losses=terms), teacher.config, student.config)
@@ -98,19 +98,14 @@ def one(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """All shapes, each in its process."""
-    rows = []
+    about, rows = machine(), []
+    about["versions"] |= {"optimum-onnx": version("optimum-onnx")}
     for name in SHAPES:
         done = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         row = rows[-1]
         sys.stdout.write(f"{name}: {row['seconds']}, {row['training_peak_mb']} MB, {row['onnx_fp32_mb']} MB ONNX\n")
-    document = {
-        "versions": {package: version(package) for package in ("torch", "transformers", "optimum-onnx")},
-        "machine": platform.platform(),
-        "batch": [BATCH, TOKENS],
-        "rows": rows,
-    }
-    Path(__file__).with_suffix(".result.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    keep(__file__, {"batch": [BATCH, TOKENS], "rows": rows}, about)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Prepared rows as batches, for the loops that are not ours: padded, dynamic, or sorted.
+"""Prepared rows as batches, for the loops that are not ours: padded, dynamic, or sorted; or by torch's own loader.
 
-Needs only numpy and torch, so that it runs in the environments of others.
+Needs only what the environments of others have: numpy, torch and, for the loader, transformers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from gate import Gate
+from torch.utils.data import DataLoader
 
 PAD_TO = 128
 BATCH = 32
@@ -58,3 +59,40 @@ class Feed:
                 torch.cuda.synchronize()
             gate.block(examples=self.examples, tokens=self.tokens)
             number += 1
+
+
+class DefaultFeed:
+    """Torch's DataLoader as tutorials have it: its defaults, shuffled, padded to the longest by transformers' collator.
+
+    Steps are not dealt: blocks of `steps` have as many tokens as chance gives them.
+    """
+
+    def __init__(self, rows: Path, teacher: Path, steps: int) -> None:
+        from transformers import AutoTokenizer, DataCollatorWithPadding
+
+        stored = np.load(rows)
+        ids = np.split(stored["ids"], stored["starts"][1:-1])
+        examples = [{"input_ids": some.tolist(), "attention_mask": [1] * len(some)} for some in ids]
+        collate = DataCollatorWithPadding(AutoTokenizer.from_pretrained(teacher))
+        torch.manual_seed(0)
+        self.loader: DataLoader[Any] = DataLoader(examples, batch_size=BATCH, shuffle=True, collate_fn=collate)  # type: ignore[arg-type]
+        self.steps = steps
+
+    def batches(self, gate: Gate) -> Iterator[Batch]:
+        """Endless; the first block is the warm-up."""
+        number, tokens = 0, 0.0
+        while True:
+            for batch in self.loader:
+                # Counted before it is handed out: others may move it.
+                number, tokens = number + 1, tokens + float(batch["attention_mask"].sum())
+                yield dict(batch)
+                if number == self.steps:
+                    gate.block(examples=number * BATCH, tokens=tokens)
+                    number, tokens = 0, 0.0
+
+
+def feed_of(settings: dict[str, Any]) -> Feed | DefaultFeed:
+    """The feed that an arm is told to read."""
+    if settings["feed"] == "default":
+        return DefaultFeed(Path(settings["rows"]), Path(settings["teacher"]), settings["steps"])
+    return Feed(Path(settings["rows"]), settings["feed"], settings["steps"])

@@ -6,11 +6,10 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from feed import Batch, Feed
+from feed import Batch, DefaultFeed, Feed, feed_of
 from gate import Gate
 from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 from transformers import AutoModelForSequenceClassification
@@ -22,7 +21,7 @@ NEVER = 10**7
 class Loader:
     """A data loader that never ends: at the end of an epoch TextBrewer writes a checkpoint, which is not counted."""
 
-    def __init__(self, feed: Feed, gate: Gate) -> None:
+    def __init__(self, feed: Feed | DefaultFeed, gate: Gate) -> None:
         self.feed, self.gate = feed, gate
 
     def __len__(self) -> int:
@@ -65,7 +64,7 @@ def main(settings: dict[str, Any]) -> None:
         distillation = DistillationConfig(temperature=2, intermediate_matches=hidden + maps)
         distiller = GeneralDistiller(training, distillation, teacher, student, adaptor, adaptor)
         optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, weight_decay=0.01)
-        loader = Loader(Feed(Path(settings["rows"]), settings["feed"], settings["steps"]), gate)
+        loader = Loader(feed_of(settings), gate)
         with distiller:
             distiller.train(optimizer, loader, num_epochs=1, max_grad_norm=1.0)
 

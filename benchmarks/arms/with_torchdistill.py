@@ -9,12 +9,11 @@ from __future__ import annotations
 import json
 import sys
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from feed import Feed
+from feed import feed_of
 from gate import Gate
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
@@ -125,7 +124,7 @@ def main(settings: dict[str, Any]) -> None:
     box = get_distillation_box(teacher, student, {}, config, torch.device("cpu"), None, False, 1)
     student.train()
     teacher.eval()
-    for batch in Feed(Path(settings["rows"]), settings["feed"], settings["steps"]).batches(gate):
+    for batch in feed_of(settings).batches(gate):
         loss = box.forward_process(batch, targets=batch["attention_mask"], supp_dict=None)
         box.post_forward_process(loss=loss)
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "arms")]
 
 import goals  # noqa: E402
 import harness  # noqa: E402
-from feed import Feed  # noqa: E402
+from feed import Feed, feed_of  # noqa: E402
 from harness import Arm, Block, clock_of, compared, in_turn, interval, measured, speed_ratio  # noqa: E402
+
+from nlp_distill.testing import save_tiny  # noqa: E402
 
 
 def blocks(seconds, cpu=None, examples=10):
@@ -145,6 +148,27 @@ def test_blocks_of_a_feed_have_about_as_many_tokens(tmp_path):
     assert Feed(tmp_path / "rows.npz", "padded", 1).batch([0])["input_ids"].shape == (1, 128)
 
 
+def test_a_default_feed_is_torchs_loader(tmp_path):
+    """Shuffled, padded to the longest by transformers' collator; a block has so many steps."""
+    save_tiny(tmp_path / "teacher", "bert")
+    lengths = np.random.default_rng(0).integers(3, 20, 160)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    np.savez(tmp_path / "rows.npz", ids=np.full(lengths.sum(), 7), starts=starts)
+    settings = {"feed": "default", "rows": str(tmp_path / "rows.npz"), "teacher": str(tmp_path / "teacher"), "steps": 4}
+    said = []
+    gate = SimpleNamespace(block=lambda **about: said.append(about))
+    made = [batch for batch, _ in zip(feed_of(settings).batches(gate), range(9), strict=False)]
+    masks = [batch["attention_mask"] for batch in made]
+    assert all(set(batch) == {"input_ids", "attention_mask"} and len(batch["input_ids"]) == 32 for batch in made)
+    assert (
+        all(mask.shape[1] == mask.sum(1).max() for mask in masks)
+        and sum(int(mask.sum()) for mask in masks[:5]) == starts[-1]
+    )
+    assert said == [
+        {"examples": 128, "tokens": float(sum(mask.sum() for mask in some))} for some in (masks[:4], masks[4:8])
+    ]
+
+
 def test_results_are_kept_with_where_they_were_taken(tmp_path):
     target = harness.keep(str(tmp_path / "x.py"), {"value": 1}, harness.machine())
     kept = json.loads(target.read_text())
@@ -159,6 +183,77 @@ def test_losses_of_two_devices_are_compared_epoch_by_epoch():
     far = {"history": [{"logits": 1.1, "hidden": 2.0, "selection_score": 80.0}]}
     assert gpu.compared_histories(one, near)["passed"] is True
     assert gpu.compared_histories(one, far)["passed"] is False
+
+
+def test_a_run_that_takes_too_long_is_stopped_and_said(monkeypatch):
+    import gpu
+
+    sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+    with pytest.raises(TimeoutError, match=r"`two` was stopped: it took longer than 0\.2 s"):
+        gpu.finished(sleeper, {}, "two", seconds=0.2)
+    assert gpu.finished([sys.executable, "-c", "raise SystemExit('no such model')"], {}, "one") == (
+        1,
+        "no such model\n",
+    )
+
+
+def test_the_roofline_of_a_last_layer_for_one_token_a_row():
+    """Keys and values of all tokens; query, output and feed-forward of one a row."""
+    import products
+
+    whole, lean = products.products(448, 32, lean=False), products.products(448, 32, lean=True)
+    assert len(whole) == len(lean) == 18 and {count for count, _ in whole} == {448} and lean[:12] == whole[:12]
+    wide, inner = (products.WIDTH, products.WIDTH), (products.WIDTH, products.INNER)
+    assert lean[12:] == [(448, wide), (448, wide), (32, wide), (32, wide), (32, inner), (32, inner[::-1])]
+
+
+def test_what_an_ablation_takes_out_is_there():
+    import ablations
+    import ours
+
+    for gain in ours.OUT:
+        assert all(hasattr(module, name) for module, name, _ in ours.OUT[gain]), gain
+    given = [ablations.MINUS, *ablations.OF_LENGTH.values(), ablations.CUTS, ablations.SCORES]
+    assert {name for gains in given for settings in gains.values() for name in settings.get("without", [])} < {
+        *ours.OUT
+    }
+
+
+def test_what_is_on_only_when_asked_for_is_told_the_other_way_round():
+    import ablations
+
+    same = [1.0] * 4
+    found = {
+        "ours": blocks(same),
+        "again": blocks(same),
+        "x": blocks([2.0] * 4),
+        "frozen embeddings": blocks([0.8] * 4),
+    }
+    said = ablations.worth(found)
+    assert list(said["ratio"]) == ["x"] and said["ratio"]["x"]["wall"]["value"] == 2
+    assert said["plus"]["frozen embeddings"]["wall"]["value"] == 1.25
+
+
+def test_sections_of_an_earlier_run_keep_where_they_were_taken(tmp_path):
+    import ablations
+
+    kept = harness.keep(str(tmp_path / "x.json"), {"short": {"clock": "wall"}}, harness.machine())
+    assert kept.name == "x.json" and ablations.earlier(tmp_path / "none.json") == {}
+    assert ablations.earlier(kept)["short"].keys() == {"clock", "commit", "versions", "machine"}
+
+
+def test_an_operators_time_belongs_to_what_is_around_it():
+    import where_time_goes
+
+    def event(name, around=None):
+        return SimpleNamespace(name=name, cpu_parent=around)
+
+    step = event("Optimizer.step#AdamW.step")
+    names = {"aten::addmm": "matrix products", "aten::bmm": "products of attention", "aten::mul": "rest"}
+    names |= {"aten::gelu_backward": "GELU, softmax, norms", "aten::copy_": "casts and copies"}
+    assert {name: where_time_goes.group(event(name)) for name in names} == names
+    assert where_time_goes.group(event("aten::copy_", event("aten::add", step))) == "optimizer"
+    assert where_time_goes.group(event("aten::mul", event("aten::dropout"))) == "dropout's noise"
 
 
 def test_every_goal_is_of_a_section_that_is_measured():
