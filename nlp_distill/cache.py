@@ -96,10 +96,16 @@ class Plan:
 
     def size_in(self, precision: str) -> int:
         """Bytes of all records, were the layers kept in another precision."""
-        parts = [
-            part if part.kind in ("logits", "encoded") else replace(part, form=FORMS[precision]) for part in self.parts
-        ]
-        return Plan(parts, self.counts).size
+        return Plan([replace(part, form=_form(part, precision)) for part in self.parts], self.counts).size
+
+
+def _form(part: Part, precision: str) -> str:
+    """How a part lies in a cache of a precision: a row's logits exactly, what a student reads in bf16 at least."""
+    if part.kind == "encoded":
+        return FORMS["fp32" if precision == "fp32" else "bf16"]
+    if part.form.startswith("top"):
+        return "top" if precision == "fp32" else "top16"
+    return part.form if part.kind == "logits" else FORMS[precision]
 
 
 def probe(task: Task, examples: Examples) -> Batch:
@@ -127,14 +133,13 @@ def plan(
     parts = []
     if signal.encoded is not None:
         # The student reads it: int8 would be another text to it.
-        form = FORMS["fp32" if precision == "fp32" else "bf16"]
-        parts.append(Part("encoded", (), "encoder", signal.encoded.shape[-1], form))
+        parts.append(Part("encoded", (), "encoder", signal.encoded.shape[-1], FORMS["fp32"]))
     for kind in LAYERED:
         for place, values in getattr(signal, kind).items():
             axis = "encoder" if kind == "cross_key" else place[0]
             if kind == "hidden" and place not in request.hidden:
                 axis = f"{axis}.first"
-            parts.append(Part(kind, place, axis, values.shape[-1], FORMS[precision]))
+            parts.append(Part(kind, place, axis, values.shape[-1], FORMS["fp32"]))
     for name, values in signal.logits.items():
         assert isinstance(values, Tensor)
         alone = teacher.signal(examples.read(examples.extremes[:1], 0)).logits[name]
@@ -144,10 +149,11 @@ def plan(
             fill = float(values[~masks["encoder"]][0])
             parts.append(Part("logits", (name,), "encoder", 1, "float32", scalar=True, fill=fill))
         elif last == "decoder" and values.shape[-1] > WIDE:
-            kept, form = tuple(temperatures), "top" if precision == "fp32" else "top16"
-            parts.append(Part("logits", (name,), "logits", values.shape[-1], form, temperatures=kept))
+            kept = tuple(temperatures)
+            parts.append(Part("logits", (name,), "logits", values.shape[-1], "top", temperatures=kept))
         else:
             parts.append(Part("logits", (name,), "logits", values.shape[-1], "float32"))
+    parts = [replace(part, form=_form(part, precision)) for part in parts]
     return Plan(parts, _counts(task, examples, last, {part.axis for part in parts}))
 
 

@@ -206,21 +206,23 @@ class Lesson:
 
     def _kept(self, precision: str, automatic: bool) -> str:
         """Find the cache, or make it where it fits; `auto` takes one of half the size where the exact one does not."""
-        folder, found, reason = self.folder(precision), True, ""
+        folder, found, reason, half = self.folder(precision), True, "", ""
         if sealed(folder) is None:
             with sole_writer(folder, self._wait):
                 if sealed(folder) is None:
                     found = False
                     self._make_room()
                     planned = self._plan(precision)
-                    reason = self._too_large(planned, folder, precision, automatic)
+                    reason = self._excess(planned, precision) if automatic else ""
+                    half = self._excess(planned, "bf16")
                     if not reason:
+                        self._announce(planned, folder, precision)
                         self._write(folder, planned, precision)
-        if reason and precision == "fp32":
+        if reason and precision == "fp32" and (not half or sealed(self.folder("bf16"))):
             self.road.notify("note", message=f"the teacher's signals are rounded to bf16: {reason}")
             return self._kept("bf16", automatic)
         if reason:
-            return self._beside(reason)
+            return self._beside(half)
         self._remember(precision)
         used_now(folder)
         if found:
@@ -232,21 +234,28 @@ class Lesson:
         last = last_stack(self.teacher)
         return plan(self.road.task, self.live, request, self.examples, last, precision, temperatures)
 
-    def _too_large(self, planned: Plan, folder: Path, precision: str, automatic: bool) -> str:
-        """Say the size; why `auto` does not take so much. Raises `CacheTooLarge`."""
-        with disk_errors(folder), place_errors(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder.parent).free
-        size = shown(planned.size)
-        if automatic and planned.size > min(AUTO_BYTES, free // 2):
-            limit = shown(AUTO_BYTES) if free // 2 > AUTO_BYTES else f"half of the {shown(free)} that are free"
-            smaller = shown(planned.size_in("int8"))
-            return f"its cache would take {size} in {precision}, more than {limit}; `cache: int8` {smaller}"
+    def _excess(self, planned: Plan, precision: str) -> str:
+        """Why `auto` does not write so much; empty where it does."""
+        free, size = self._free(), planned.size_in(precision)
+        if size <= min(AUTO_BYTES, free // 2):
+            return ""
+        limit = shown(AUTO_BYTES) if free // 2 > AUTO_BYTES else f"half of the {shown(free)} that are free"
+        smaller = shown(planned.size_in("int8"))
+        return f"its cache would take {shown(size)} in {precision}, more than {limit}; `cache: int8` {smaller}"
+
+    def _announce(self, planned: Plan, folder: Path, precision: str) -> None:
+        """Say the size. Raises `CacheTooLarge`."""
+        free, size = self._free(), shown(planned.size)
         if planned.size > free:
             raise CacheTooLarge(size=size, precision=precision, free=shown(free), folder=folder)
         held = summary(self.request)
         self.road.notify("note", message=f"the teacher's signals take {size} ({precision}: {held}), in {folder}")
-        return ""
+
+    def _free(self) -> int:
+        folder = teachers_folder()
+        with disk_errors(folder), place_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(folder).free
 
     def _write(self, folder: Path, planned: Plan, precision: str) -> None:
         road = self.road

@@ -169,6 +169,7 @@ def test_what_does_not_fit_is_refused_or_run_live(tiny_recipe, tmp_path, monkeyp
         distilled(recipe, tmp_path / "run", "distill.cache=bf16")
     _, told = distilled(recipe, tmp_path / "live")
     assert "in bf16, more than half of the 0.0 MB that are free; `cache: int8`" in told[-1]
+    assert not any("rounded to bf16" in line for line in told), "it was not"
     monkeypatch.undo()
     monkeypatch.setenv("NLP_DISTILL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(teaching, "AUTO_BYTES", 1000)

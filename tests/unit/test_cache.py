@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from nlp_distill import cache, shelf
-from nlp_distill.cache import CachedTeacher, Examples, fill, longest, obstacle, plan, write
+from nlp_distill.cache import CachedTeacher, Examples, Plan, fill, longest, obstacle, plan, write
 from nlp_distill.errors import CacheRefused
 from nlp_distill.losses import logits_jsd, logits_kl
+from nlp_distill.records import Part
 from nlp_distill.signals import LAYERED, LiveTeacher, Request, TopLogits
 from nlp_distill.task import load_task
 from nlp_distill.terms import HiddenTerm, LogitsTerm
@@ -252,9 +253,23 @@ def test_sizes_are_known_before_writing(tmp_path):
         assert planned.size == sum(file.stat().st_size for file in files)
         sizes[precision] = planned.size
         assert planned.size_in("int8") == LENGTHS.sum() * 5 * (32 + 4) + 8 * 2 * 4
+    assert {precision: planned.size_in(precision) for precision in sizes} == sizes
     # Five tensors of width 32, and two logits a row.
     assert sizes["fp32"] == LENGTHS.sum() * 5 * 32 * 4 + 8 * 2 * 4
     assert sizes["int8"] == LENGTHS.sum() * 5 * (32 + 4) + 8 * 2 * 4
+
+
+def test_the_size_in_another_precision_is_that_of_a_cache_in_it():
+    """The largest logits of many are halved once, what a student reads is never in int8, a row's logits stay exact."""
+    parts = [
+        Part("logits", ("token",), "n", 9000, "top", temperatures=(1.0,)),
+        Part("logits", ("row",), "n", 2, "float32"),
+        Part("encoded", (), "n", 32, "float32"),
+    ]
+    planned = Plan(parts, {"n": np.array([1])})
+    wide, row, encoded = 64 * 4 + 4, 2 * 4, 32 * 4
+    assert planned.size == planned.size_in("fp32") == wide + 64 * 4 + row + encoded
+    assert planned.size_in("bf16") == planned.size_in("int8") == wide + 64 * 2 + row + encoded // 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "index", "manifest"])
