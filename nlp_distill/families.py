@@ -273,7 +273,8 @@ def unknown_family(reference: str, model_type: Any) -> UnknownFamily:
     from transformers.models.auto import modeling_auto as auto
 
     others = (auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)
-    alone = model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not any(model_type in kinds for kinds in others)
+    kind = str(model_type)
+    alone = kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not any(kind in kinds for kinds in others)
     hint = " A decoder alone is not distilled here; take an encoder, or an encoder with a decoder." if alone else ""
     return UnknownFamily(reference=reference, model_type=model_type, known=", ".join(known_model_types()), hint=hint)
 

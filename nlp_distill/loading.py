@@ -90,7 +90,8 @@ def _sense(folder: Path, reason: str) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's random numbers are those of `seed`; afterwards they go on as if nothing had been."""
     import torch
 
     with torch.random.fork_rng():
@@ -132,7 +133,7 @@ def load_model(folder: Path, auto_class: str, seed: int = 0, **config_settings: 
     model: PreTrainedModel
     with clean_copy(folder, weights=True) as clean, _sense(folder, "config.json and weights do not go together"):
         _check_size(folder, config, auto_class)
-        with _seeded(seed), _quiet():
+        with seeded(seed), _quiet():
             model, found = getattr(transformers, auto_class).from_pretrained(
                 clean,
                 config=config,
@@ -190,7 +191,7 @@ def new_model(config: PretrainedConfig, auto_class: str, seed: int) -> PreTraine
     """A model with random weights from `seed`, in float32, in evaluation mode."""
     import transformers
 
-    with _seeded(seed), _quiet():
+    with seeded(seed), _quiet():
         model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
     return model.float().eval()
 
@@ -226,7 +227,7 @@ def warm_start(folder: Path, seed: int) -> PreTrainedModel:
     config = load_config(folder, is_decoder=True, add_cross_attention=True)
     with clean_copy(folder, weights=True) as clean, _sense(folder, "config.json and weights do not go together"):
         _check_size(folder, config, "AutoModelForCausalLM")
-        with _seeded(seed), _quiet():
+        with seeded(seed), _quiet():
             encoder = AutoModel.from_pretrained(clean, config=load_config(folder), **common)
             decoder = AutoModelForCausalLM.from_pretrained(clean, config=config, **common)
             model: PreTrainedModel = EncoderDecoderModel(encoder=encoder, decoder=decoder)

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,7 +19,7 @@ from nlp_distill.batches import derived_seed
 from nlp_distill.checkpoint import CheckpointFolder
 from nlp_distill.errors import HeadMissing, LabelMismatch, LoraOnNew
 from nlp_distill.families import family_of
-from nlp_distill.loading import has_head, load_config, load_model, save_model
+from nlp_distill.loading import has_head, load_config, load_model, save_model, seeded
 from nlp_distill.loop import Setting, Trained, train
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import OPERATION, Finetune, Lora, Teacher, Training
@@ -189,8 +188,7 @@ def with_lora(model: PreTrainedModel, lora: Lora, seed: int) -> Any:
         target_modules=sorted({name for stack in family.stacks for name in stack.projections}),
         modules_to_save=[*_heads(model), *pooler],
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(derived_seed(seed, "lora"))
+    with seeded(derived_seed(seed, "lora")):
         return get_peft_model(model, config)
 
 
