@@ -173,6 +173,10 @@ def test_cached_and_live_teachers_agree(undisturbed, tmp_path):
         assert divergence(runs[precision]) == pytest.approx(live, rel=0.02), precision
     code, shown = here("cache", "list")
     assert code == 0 and all(precision in shown for precision in ("fp32", "bf16", "int8"))
+    code, shown = here("cache", "list", "--json")
+    entries = json.loads(shown)
+    assert code == 0 and {entry["precision"] for entry in entries} == {"fp32", "bf16", "int8"}
+    assert all(entry["bytes"] > 0 and entry["teacher"] and entry["examples"] > 0 for entry in entries)
 
 
 @of_tasks("seq2seq")
@@ -186,6 +190,16 @@ def test_a_frozen_encoder_is_run_once_or_never_and_changes_nothing(undisturbed, 
         assert code == 0 and "share one pass through the encoder" in told[name], told[name]
     assert "(fp32: logits, the encoder's output, 2 × hidden)" in told["kept"]
     agree(history(tmp_path / "live"), history(tmp_path / "kept"))
+
+
+@ONE_TASK
+def test_frozen_embeddings_stay_the_teachers_to_the_bit(undisturbed, tmp_path):
+    recipe, one = undisturbed
+    finished(recipe, "--out", tmp_path / "run", "-o", "distill.freeze=[embeddings]")
+    words, places = (f"bert.embeddings.{kind}_embeddings.weight" for kind in ("word", "position"))
+    teacher, student = weights(one, "teacher"), weights(tmp_path / "run")
+    assert (student[words] == teacher[words]).all() and (weights(one)[words] != teacher[words]).any()
+    assert (student[places] != teacher[places]).any()
 
 
 @pytest.mark.parametrize("cache", ["none", "fp32"])

@@ -63,6 +63,17 @@ def test_the_tables_of_measured_recipes_say_what_their_results_say():
         assert row.replace(" |  |", " | |") in text.replace("-", "−")
 
 
+def test_the_readme_says_of_the_quickstarts_what_their_results_say():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("quickstart-qa", "quickstart-seq2seq"):
+        kept = json.loads(shipped_recipes()[name].with_suffix(".result.json").read_text(encoding="utf-8"))
+        scores = kept["seeds"][0]["scores"]
+        of_it = f"({scores['student']:.1f} of {scores['teacher']:.1f}; int8 {scores['student-onnx-int8']:.1f})"
+        assert of_it in page and f"{100 * scores['student'] / scores['teacher']:.0f} % of its" in page, (
+            f"{name}: {of_it}"
+        )
+
+
 def test_the_tables_of_seeds_say_what_the_results_say():
     checked = 0
     for recipe in shipped_recipes().values():

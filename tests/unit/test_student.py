@@ -6,9 +6,9 @@ from torch import nn
 
 from nlp_distill.errors import LayerMapInvalid, StudentShapeInvalid, StudentTooDeep
 from nlp_distill.families import encoder_of, family_of
-from nlp_distill.loop import Step
+from nlp_distill.loop import Step, adamw
 from nlp_distill.objective import Objective
-from nlp_distill.recipe import Shape, Student
+from nlp_distill.recipe import Shape, Student, Training
 from nlp_distill.signals import Request, may_share_encoder, same_encoder
 from nlp_distill.student import cut_student, frozen, shaped_config, shaped_student
 from nlp_distill.task import load_task
@@ -146,6 +146,8 @@ def test_frozen_embeddings_are_those_of_both_stacks(model_type):
     tables = [model.get_encoder().get_input_embeddings(), model.get_decoder().get_input_embeddings()]
     with frozen(model, ["embeddings"]):
         assert not any(table.weight.requires_grad for table in tables)
+        held = {id(parameter) for group in adamw(model, Training()).param_groups for parameter in group["params"]}
+        assert held and not any(id(table.weight) in held for table in tables)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
