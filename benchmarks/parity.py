@@ -3,8 +3,8 @@
     python benchmarks/parity.py [--rows N] [--epochs N] [--losses wide|narrow] [--cache CACHE] [--vocabulary keep|trim]
                                 [--keep FILE]
 
-Parity of all of it: `--epochs 2 --cache fp32 --vocabulary trim --keep benchmarks/parity.all.result.json`: the plain
-loop reads as many epochs under the same terms, beside its teacher, with the whole vocabulary.
+Parity of all of it: `--cache fp32 --vocabulary trim --keep FILE`: the plain loop reads as many epochs under the same
+terms, beside its teacher, with the whole vocabulary.
 """
 
 from __future__ import annotations
