@@ -42,8 +42,11 @@ ALONE: dict[str, dict[str, Any]] = {"[CLS] alone": {"lean": False}}
 CUTS: dict[str, dict[str, Any]] = {"cuts by padding": {"without": ["cuts by padding"]}}
 SCORES: dict[str, dict[str, Any]] = {"attention terms by examples": {"without": ["attention terms by examples"]}}
 """Only where a term reads scores, and a batch has many."""
-PLUS: dict[str, dict[str, Any]] = {"frozen embeddings": {"freeze": ["embeddings"]}}
-"""What is not on unless it is asked for: it changes what is learnt."""
+PLUS: dict[str, dict[str, Any]] = {
+    "frozen embeddings": {"freeze": ["embeddings"]},
+    "compiled graphs": {"top": {"compile": True}},
+}
+"""What is not on unless it is asked for: it changes what is learnt, or pays on some machines only."""
 MIDDLE = [1, 2, 3]
 """Teacher layers, of six, that the student's three imitate."""
 

@@ -308,6 +308,10 @@ class ExportInvalid(RecipeError):
     """export: {reason}."""
 
 
+class CompilerMissing(UserError):
+    """compile: nothing can be compiled for a {device} here ({reason}); install a C++ compiler (on a GPU, Triton and a C compiler), or set `compile: false`."""
+
+
 class MissingExtra(UserError):
     """{what} needs a part that is not installed; run `pip install 'nlp-distill[{extra}]'`."""
 
@@ -452,6 +456,10 @@ class RunFailed(NlpDistillError):
     """{stage}: {reason}."""
 
     exit_code = 3
+
+
+class NotCompiled(RunFailed):
+    """compile: torch.compile cannot translate this '{model_type}' ({reason}); set `compile: false`, with --redo where a stage is done."""
 
 
 class EngineUnfit(RunFailed):

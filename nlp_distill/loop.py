@@ -29,6 +29,7 @@ from nlp_distill.embedding import embeddings_in_place
 from nlp_distill.errors import Interrupted, LossNotFinite, RunFailed
 from nlp_distill.families import encoder_of
 from nlp_distill.first_token import first_token_only
+from nlp_distill.graphs import Forward, compiled
 from nlp_distill.noise import fast_dropout
 from nlp_distill.objective import Objective
 from nlp_distill.recipe import Training
@@ -55,6 +56,7 @@ class Setting:
     accelerator: Accelerator
     seed: int
     autocast: torch.dtype | None = None
+    compile: bool = False
     notify: Notify = lambda kind, **fields: None
     stop: Callable[[], bool] = lambda: False
 
@@ -75,6 +77,7 @@ class Step(nn.Module):
     def __init__(self, student: PreTrainedModel, objective: Objective, autocast: torch.dtype | None) -> None:
         super().__init__()
         self.student, self.objective, self.autocast = student, objective, autocast
+        self.speak: Forward = self._speak
 
     def train(self, mode: bool = True) -> Step:
         """A frozen encoder stays in evaluation mode: without dropout it says what it said when it was trained."""
@@ -88,13 +91,15 @@ class Step(nn.Module):
         """The micro-batch's part of the step's loss, and the sum of each term."""
         device = batch["input_ids"].device.type
         given = {} if teacher.encoded is None else {"encoder_outputs": (teacher.encoded.float(),)}
-        with (
-            torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None),
-            capture(self.student, self.objective.student_request) as signal,
-        ):
-            outputs = self.student(**model_inputs(batch), **given)
+        with torch.autocast(device, dtype=self.autocast, enabled=self.autocast is not None):
+            outputs, signal = self.speak({**model_inputs(batch), **given})
         sums = self.objective.sums(outputs, signal, teacher, batch)
         return self.objective.total(sums, counts), {name: value.detach() for name, value in sums.items()}
+
+    def _speak(self, inputs: dict[str, Any]) -> tuple[Any, Signal]:
+        with capture(self.student, self.objective.student_request) as signal:
+            outputs = self.student(**inputs)
+        return outputs, signal
 
 
 def learning_rate(settings: Training, step: int, total: int) -> float:
@@ -174,7 +179,7 @@ def train(
     last_saved = last_shown = time.monotonic()
     stop, examples = False, 0
     lean = settings.lean and first_suffices(task, model.config, objective.student_request, setting.tokenizer)
-    with _quickly(model, lean, world == 1), watched(stage, settings.stall_minutes, notify) as beat:
+    with _quickly(step_module, lean, setting), watched(stage, settings.stall_minutes, notify) as beat:
         while not finished:
             epoch = done_steps // per_epoch
             steps = epoch_steps(rows.lengths, settings.batch_size, setting.seed, epoch)
@@ -336,12 +341,19 @@ def _over_ranks(values: dict[str, float], accelerator: Accelerator) -> dict[str,
 
 
 @contextmanager
-def _quickly(model: PreTrainedModel, lean: bool, alone: bool) -> Iterator[None]:
+def _quickly(step: Step, lean: bool, setting: Setting) -> Iterator[None]:
     """Noise from a generator of the training's own, and what makes a step short; `lean`: the last layer for [CLS]."""
-    shortened = first_token_only(model) if lean else nullcontext()
-    lookups = embeddings_in_place() if alone else nullcontext()
-    with torch.random.fork_rng(), fast_dropout(), attention_by_heads(), lookups, shortened:
-        yield
+    shortened = first_token_only(step.student) if lean else nullcontext()
+    lookups = embeddings_in_place() if setting.accelerator.num_processes == 1 else nullcontext()
+    with torch.random.fork_rng(), shortened:
+        if setting.compile:
+            # The compiler makes its own of what is made quick below.
+            setting.notify("note", message="compiling the model's graphs: its first steps take a minute or two")
+            with compiled(step.student, step.objective.student_request) as step.speak:
+                yield
+        else:
+            with fast_dropout(), attention_by_heads(), lookups:
+                yield
 
 
 def _out_of_patience(done: Trained, settings: Training) -> bool:

@@ -332,7 +332,14 @@ class Recipe(Settings):
         "auto", description="Arithmetic of the matrix products; `auto`: bf16 where a probe says that it is faster."
     )
     determinism: Literal["auto", "strict", "fast"] = Field(
-        "auto", description="`strict`: the same bits each time; `fast`: not on a GPU. `auto`: strict on a CPU."
+        "auto",
+        description="`strict`: the same bits each time; `fast`: not on a GPU. `auto`: strict on a CPU, "
+        "unless compiled.",
+    )
+    compile: bool = Field(
+        False,
+        description="Train through compiled graphs (`torch.compile`): for a GPU and long trainings; not with "
+        "`determinism: strict`.",
     )
     trackers: list[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "swanlab", "trackio"]] = (
         Field([], description="Experiment trackers, through Accelerate.")
@@ -349,6 +356,14 @@ class Recipe(Settings):
     def task(self) -> str:
         """The one task."""
         return self.tasks[0]
+
+    @model_validator(mode="after")
+    def _repeats(self) -> Recipe:
+        if self.compile and self.determinism == "strict":
+            raise ValueError(
+                "`compile` may round otherwise when a run goes on, which is not strict; set `determinism: fast`"
+            )
+        return self
 
     @model_validator(mode="after")
     def _taught(self) -> Recipe:

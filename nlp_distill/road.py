@@ -23,6 +23,7 @@ from transformers import PretrainedConfig
 
 from nlp_distill.cutting import slices
 from nlp_distill.errors import RunFailed, TrackerMissing
+from nlp_distill.graphs import check_compiler
 from nlp_distill.loading import load_model, load_tokenizer
 from nlp_distill.loop import Notify, Setting
 from nlp_distill.precision import autocast_dtype
@@ -62,7 +63,8 @@ class Road:
     def strict(self) -> bool:
         """Whether the run must repeat its bits."""
         asked = self.recipe.determinism
-        return asked == "strict" or (asked == "auto" and self.accelerator.device.type == "cpu")
+        on_cpu = self.accelerator.device.type == "cpu"
+        return asked == "strict" or (asked == "auto" and on_cpu and not self.recipe.compile)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -137,6 +139,8 @@ class Road:
 
     def try_out(self) -> None:
         """Read all rows and weights once: what cannot be read is refused before there is a folder."""
+        if self.recipe.compile:
+            check_compiler(self.accelerator.device)
         self.notes  # noqa: B018
         settings = self.task.config_settings()
         load_model(self.source.folder, self.task.auto_class, **settings)
@@ -171,6 +175,7 @@ class Road:
             accelerator=self.accelerator,
             seed=self.recipe.seed,
             autocast=autocast_dtype(manifest["precision"]["precision"]),
+            compile=self.recipe.compile,
             notify=self.notify,
             stop=self.stop,
         )

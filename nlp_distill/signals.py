@@ -137,31 +137,53 @@ class _Enough(Exception):
     """All signals are there: it ends a forward, and is no error."""
 
 
-@contextmanager
-def capture(model: PreTrainedModel, request: Request, early: bool = False) -> Iterator[Signal]:
-    """Hook the modules that the request names; the signal fills during the forward inside the block.
+@dataclass
+class Heard:
+    """What hooks on a model's modules hear in a forward; nothing while it does not `listen`.
 
-    `early`: the block ends as soon as every signal is there; what comes after in the model is not run.
+    `ears`: of each module the kind of its outputs, the number of a call in the forward → where its output goes, and
+    the outputs call by call.
     """
-    signal, handles = Signal(), []
-    missing = 0
 
-    def hook(module: nn.Module, store: dict[Any, Tensor], keys: dict[int, Any]) -> None:
-        """`keys`: number of a call in the forward → where its output goes."""
-        nonlocal missing
-        missing += len(keys)
-        calls = 0
+    listen: bool = True
+    ears: list[tuple[str, dict[int, Any], list[Tensor | None]]] = field(default_factory=list)
+
+    def hook(self, module: nn.Module, kind: str, keys: dict[int, Any], early: bool) -> Any:
+        """Listen to a module; `early`: the forward ends with the last output that is asked for."""
+        outputs: list[Tensor | None] = []
+        self.ears.append((kind, keys, outputs))
 
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            nonlocal calls, missing
-            if calls in keys:
-                store[keys[calls]] = output[0] if isinstance(output, tuple) else output
-                missing -= 1
-            calls += 1
-            if early and not missing:
+            if not self.listen:
+                return
+            wanted = len(outputs) in keys
+            outputs.append((output[0] if isinstance(output, tuple) else output) if wanted else None)
+            if early and all(len(given) > max(calls) for _, calls, given in self.ears):
                 raise _Enough
 
-        handles.append(module.register_forward_hook(keep))
+        return module.register_forward_hook(keep)
+
+    def take(self) -> list[list[Tensor | None]]:
+        """The outputs of each module; forgotten here."""
+        taken = [list(outputs) for _, _, outputs in self.ears]
+        for _, _, outputs in self.ears:
+            outputs.clear()
+        return taken
+
+    def signal(self, taken: list[list[Tensor | None]], signal: Signal) -> Signal:
+        """Put outputs where they belong; those that a forward did not come to are left out."""
+        for outputs, (kind, keys, _) in zip(taken, self.ears, strict=True):
+            getattr(signal, kind).update({keys[n]: output for n, output in enumerate(outputs) if n in keys})
+        return signal
+
+
+@contextmanager
+def listening(model: PreTrainedModel, request: Request, early: bool = False) -> Iterator[Heard]:
+    """Hook the modules that the request names, within the block; `early`: see `capture`."""
+    heard, handles = Heard(), []
+
+    def hook(module: nn.Module, kind: str, keys: dict[int, Any]) -> None:
+        handles.append(heard.hook(module, kind, keys, early))
 
     try:
         for stack in family_of(model.config).stacks:
@@ -169,20 +191,32 @@ def capture(model: PreTrainedModel, request: Request, early: bool = False) -> It
                 wanted = sorted(layer for name, layer in request.places(kind) if name == stack.name)
                 if not wanted:
                     continue
-                blocks, store = stack.blocks(model), getattr(signal, kind)
+                blocks = stack.blocks(model)
                 if stack.shared:
                     # The n-th application of the one block is layer n.
-                    hook(_module(stack, blocks[0], kind), store, {layer: (stack.name, layer) for layer in wanted})
+                    hook(_module(stack, blocks[0], kind), kind, {layer: (stack.name, layer) for layer in wanted})
                     continue
                 for layer in wanted:
-                    hook(_module(stack, blocks[layer], kind), store, {0: (stack.name, layer)})
+                    hook(_module(stack, blocks[layer], kind), kind, {0: (stack.name, layer)})
             if stack.name in request.bias and stack.bias is not None:
-                hook(model.base_model.get_submodule(stack.bias), signal.bias, {0: stack.name})
-        with suppress(_Enough):
-            yield signal
+                hook(model.base_model.get_submodule(stack.bias), "bias", {0: stack.name})
+        yield heard
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def capture(model: PreTrainedModel, request: Request, early: bool = False) -> Iterator[Signal]:
+    """Hook the modules that the request names; the signal of the forward inside the block is there at its end.
+
+    `early`: the block ends as soon as every signal is there; what comes after in the model is not run.
+    """
+    signal = Signal()
+    with listening(model, request, early) as heard:
+        with suppress(_Enough):
+            yield signal
+        heard.signal(heard.take(), signal)
 
 
 def _module(stack: Stack, block: nn.Module, kind: str) -> nn.Module:

@@ -175,6 +175,7 @@ def stage_settings(road: Road) -> dict[str, dict[str, Any]]:
     common = {
         "seed": recipe["seed"],
         "precision": recipe["precision"],
+        "compile": recipe["compile"],
         "determinism": "strict" if road.strict else "fast",
         "processes": road.accelerator.num_processes,
     }

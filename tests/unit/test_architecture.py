@@ -22,7 +22,7 @@ TIERS = [
     {"hub_data", "hub"},
     {"web", "recipe_file", "loading", "signals", "losses", "batches", "checkpoint", "data", "cutting"},
     {"student", "vocabulary", "stage_keys", "precision", "starter", "starts", "testing", "records", "rows", "asking"},
-    {"objective", "scores", "cache"},
+    {"objective", "scores", "cache", "graphs"},
     {"loop"},
     {"teacher", "exports", "compress"},
     {"measuring", "prediction", "light"},
