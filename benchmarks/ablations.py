@@ -18,9 +18,11 @@ from typing import Any
 
 from engines import ours, seq2seq_ours
 from harness import CLOCKS, Arm, Blocks, compared, keep, machine, measured, speed_ratio
-from prepared import STUDENT, Bench, Rows, long_texts, many_words, prepare, prepare_seq2seq, texts, write_rows
+from prepared import LENGTH, STUDENT, Bench, Rows, long_texts, many_words, prepare, prepare_seq2seq, texts, write_rows
 
-ROWS = {"short": 640, "long": 64}
+ROWS = {"short": 640, "long": 64, "longer": 64}
+LONGER = 384
+"""Tokens of the longer rows; the long ones have 128."""
 KEPT = {"student": {**STUDENT, "vocabulary": "keep"}}
 MINUS: dict[str, dict[str, Any]] = {
     "the cache": {"cache": "none"},
@@ -40,7 +42,11 @@ OF_LENGTH: dict[str, dict[str, dict[str, Any]]] = {
 ALONE: dict[str, dict[str, Any]] = {"[CLS] alone": {"lean": False}}
 """Only where no term reads other tokens of the last layer."""
 CUTS: dict[str, dict[str, Any]] = {"cuts by padding": {"without": ["cuts by padding"]}}
-SCORES: dict[str, dict[str, Any]] = {"attention terms by examples": {"without": ["attention terms by examples"]}}
+BY_WIDTH: dict[str, dict[str, Any]] = {"attention terms by width": {"without": ["attention terms by width"]}}
+SCORES: dict[str, dict[str, Any]] = {
+    **BY_WIDTH,
+    "attention terms by examples": {"without": ["attention terms by examples"]},
+}
 """Only where a term reads scores, and a batch has many."""
 PLUS: dict[str, dict[str, Any]] = {
     "frozen embeddings": {"freeze": ["embeddings"]},
@@ -58,10 +64,10 @@ class Prepared:
         self.bench, self.rows = prepare(folder), dict[str, Rows]()
 
     def of(self, length: str) -> Rows:
-        """Rows of SST-2's lengths, or of 128 tokens."""
+        """Rows of SST-2's lengths, or of 128 or 384 tokens."""
         if length not in self.rows:
             given = (texts if length == "short" else long_texts)(ROWS[length] + 1)
-            self.rows[length] = write_rows(self.bench, length, given)
+            self.rows[length] = write_rows(self.bench, length, given, LONGER if length == "longer" else LENGTH)
         return self.rows[length]
 
 
@@ -74,8 +80,12 @@ def classifier(length: str, losses: str, changed: Mapping[str, Mapping[str, Any]
     def arms(given: Prepared) -> list[Arm]:
         bench, rows = given.bench, given.of(length)
         some = [name for name in changed if name != "bf16" or bench.precision == "bf16"]
-        made = [ours(bench, rows, losses), ours(bench, rows, losses, name="again")]
-        return made + [ours(bench, rows, losses, name=name, **changed[name]) for name in some]
+        top = {"max_length": LONGER} if length == "longer" else {}
+        changes = [("ours", {}), ("again", {}), *((name, changed[name]) for name in some)]
+        return [
+            ours(bench, rows, losses, name=name, **{**change, "top": {**change.get("top", {}), **top}})
+            for name, change in changes
+        ]
 
     return arms
 
@@ -117,6 +127,7 @@ SECTIONS: dict[str, Arms] = {
     "short rows, narrow, more": classifier("short", "narrow", CUTS | PLUS),
     "long rows, wide, more": classifier("long", "wide", SCORES | PLUS),
     "long rows, narrow, more": classifier("long", "narrow", PLUS),
+    "longer rows, wide": classifier("longer", "wide", BY_WIDTH),
     "early stop, last layer read": early_stop(),
     "early stop, middle layer read": early_stop(supervise=MIDDLE),
     "seq2seq, cached": seq2seq("fp32", "the cache", "shared encoder"),

@@ -119,7 +119,7 @@ def texts(rows: int | None) -> list[dict[str, Any]]:
 
 
 def long_texts(rows: int) -> list[dict[str, Any]]:
-    """As many rows of more than 128 tokens each, of sentences strung together."""
+    """As many rows of more than 384 tokens each, of sentences strung together."""
     sentences = texts(40 * rows)
     made = []
     for number in range(rows):
@@ -135,7 +135,7 @@ def held_out() -> list[dict[str, Any]]:
     return [{"text": text, "label": label} for text, label in zip(rows["text"], rows["target"], strict=True)]
 
 
-def write_rows(bench: Bench, name: str, rows: list[dict[str, Any]]) -> Rows:
+def write_rows(bench: Bench, name: str, rows: list[dict[str, Any]], length: int = LENGTH) -> Rows:
     """A data folder of rows, whole batches of them, and its token ids and orders for the loops of others."""
     folder = bench.folder / name
     folder.mkdir()
@@ -144,8 +144,8 @@ def write_rows(bench: Bench, name: str, rows: list[dict[str, Any]]) -> Rows:
     for split, part in (("train", rows), ("validation", held_out()[:TEST_ROWS])):
         text = "".join(json.dumps(row) + "\n" for row in part)
         (folder / f"{split}.jsonl").write_text(text, encoding="utf-8")
-    tokenizer = load_tokenizer(bench.teacher, LENGTH)
-    ids = tokenizer([row["text"] for row in rows], truncation=True, max_length=LENGTH)["input_ids"][:whole]
+    tokenizer = load_tokenizer(bench.teacher, length)
+    ids = tokenizer([row["text"] for row in rows], truncation=True, max_length=length)["input_ids"][:whole]
     lengths = np.array([len(row) for row in ids])
     shuffled = np.random.default_rng(0).permutation(whole).reshape(-1, BATCH)
     np.savez(

@@ -84,6 +84,15 @@ CHUNK = 1 << 20
 SCORES = 1 << 18
 """Attention scores, or projected numbers, that a loss looks at together: 1 MB of float32, so that the copies stay in a
 core's cache."""
+ON_GPU = 64
+"""Times as many on a GPU, which computes faster than it starts."""
+LONG = 3
+"""Tokens, for each number of a head's width, from which products of heads' widths are quicker than scores."""
+
+
+def at_once(numbers: int, device: torch.device) -> int:
+    """`CHUNK` or `SCORES` on a device."""
+    return numbers if device.type == "cpu" else numbers * ON_GPU
 
 
 class _InChunks(torch.autograd.Function):
@@ -126,7 +135,7 @@ def in_chunks(
 
     Differentiable once. `pieces(size)`: the teacher's rows [N, …], `size` at a time.
     """
-    size = max(1, CHUNK // student.shape[-1])
+    size = max(1, at_once(CHUNK, student.device) // student.shape[-1])
     chunks = zip(pieces(size), torch.split(mask.flatten(), size), strict=True)
     total: Tensor = _InChunks.apply(loss, size, chunks, 1, student.flatten(0, -2))  # type: ignore[no-untyped-call]
     return total
@@ -137,7 +146,7 @@ def by_examples(loss: Callable[..., Tensor], student: Sequence[Tensor], fixed: S
 
     `scores`: of one example, a number of attention scores. Differentiable once, by `student` alone.
     """
-    size = max(1, SCORES // scores)
+    size = max(1, at_once(SCORES, student[0].device) // scores)
     if size >= len(student[0]):
         return loss(*student, *fixed)
     chunks = zip(*(torch.split(values, size) for values in fixed), strict=True)
@@ -157,7 +166,7 @@ def projected(
         return loss(F.linear(ours.float(), weight), theirs, counted)
 
     ours, theirs, counted = student.flatten(0, -2), teacher.flatten(0, -2), mask.flatten()
-    size = max(1, SCORES // len(weight))
+    size = max(1, at_once(SCORES, weight.device) // len(weight))
     if size >= len(ours):
         return distance(ours, weight, theirs, counted)
     chunks = zip(torch.split(theirs, size), torch.split(counted, size), strict=True)
@@ -236,6 +245,55 @@ def attention_mse(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
     """
     keys = pairs.sum(-1, keepdim=True).clamp(min=1)
     return _squares(student - teacher, (pairs / (keys * student.shape[1]))[:, None])
+
+
+class _ByWidth(torch.autograd.Function):
+    """Σ w·(QKᵀ − PLᵀ)² of an example's heads [B, A, Q or K, D], without a score.
+
+    QKᵀ − PLᵀ = (Q − P)Kᵀ + P(K − L)ᵀ; of that the sum of squares, and its slopes, are made of products [D, D] of its
+    four parts. Of the differences, so that nothing cancels where both are alike.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, their_query: Tensor, their_key: Tensor, w: Tensor) -> Tensor:
+        dq, dk = query - their_query, key - their_key
+        qq, qp, pp = (a.transpose(2, 3) @ b for a, b in ((dq, dq), (dq, their_query), (their_query, their_query)))
+        kk, kd, dd = (a.transpose(2, 3) @ b for a, b in ((key, key), (key, dk), (dk, dk)))
+        ctx.save_for_backward(key, their_query, dq, dk, kk, kd, qq + qp, qp.transpose(2, 3) + pp, w)
+        return torch.dot((qq * kk + 2 * qp * kd + pp * dd).sum((1, 2, 3)), w)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        key, their_query, dq, dk, kk, kd, from_key, from_dk, w = ctx.saved_tensors
+        slope = (2 * outer[0] * w)[:, None, None, None]
+        ours = dq @ (kk * slope) + their_query @ (kd.transpose(2, 3) * slope)
+        return ours, key @ (from_key * slope) + dk @ (from_dk * slope), None, None, None
+
+
+def by_width_is_quicker(query: Tensor, key: Tensor, heads: int) -> bool:
+    """Whether projections [B, Q or K, A·D] are long enough for `attention_mse_by_width`."""
+    queries, keys, width = query.shape[1], key.shape[1], query.shape[-1] // heads
+    return 2 * queries * keys >= LONG * width * (queries + keys)
+
+
+def attention_mse_by_width(
+    query: Tensor, key: Tensor, their_query: Tensor, their_key: Tensor, queries: Tensor, keys: Tensor,
+    *, heads: int, scaled: bool,
+) -> Tensor:  # fmt: skip
+    """`attention_mse` from projections [B, Q or K, A·D], in time and memory linear in Q and K.
+
+    Where every query of an example that counts (`queries` [B, Q]) reads the same `keys` [B, K], and both sides have
+    heads of the same width. Differentiable once, by `query` and `key`.
+    """
+    masks = (queries, keys, queries, keys)
+    parts = [
+        (x.float() * mask[..., None]).view(*x.shape[:2], heads, -1).transpose(1, 2)
+        for x, mask in zip((query, key, their_query, their_key), masks, strict=True)
+    ]
+    divided = keys.sum(-1).clamp(min=1) * (heads * (parts[0].shape[-1] if scaled else 1))
+    total: Tensor = _ByWidth.apply(*parts, 1 / divided)  # type: ignore[no-untyped-call]
+    return total
 
 
 def attention_kl(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:

@@ -22,8 +22,11 @@ from nlp_distill.losses import (
     CHUNK,
     LOSSES,
     at_first,
+    at_once,
+    attention_mse_by_width,
     attention_scores,
     by_examples,
+    by_width_is_quicker,
     first_tokens,
     in_chunks,
     projected,
@@ -142,8 +145,9 @@ class Objective(nn.Module):
                 read = [(s, at_first(ours, mask), at_first(theirs, mask)) for s, ours, theirs in read]
                 mask = mask.any(1)
             return torch.stack([self._hidden(loss, name, s, ours, theirs, mask) for s, ours, theirs in read]).mean()
-        pairs = _pairs(mask, bound, batch)
+        keys = _keys(mask, bound, batch)
         if isinstance(term, RelationTerm):
+            pairs = _pairs(mask, keys)
             relation, numbers = LOSSES["relation"]["kl"], term.heads * pairs[0].numel()
             distance = partial(relation, heads=term.heads)
             sums = [
@@ -152,12 +156,14 @@ class Objective(nn.Module):
                 for kind in term.of
             ]
             return torch.stack(sums).mean()
-        assert isinstance(term, AttentionTerm)
-        return torch.stack([self._attention(term, bound, student, teacher, s, t, pairs) for s, t in places]).mean()
+        return torch.stack([self._attention(bound, student, teacher, s, t, mask, keys) for s, t in places]).mean()
 
     def _attention(
-        self, term: AttentionTerm, bound: Bound, student: Signal, teacher: Signal, s: Place, t: Place, pairs: Tensor
+        self, bound: Bound, student: Signal, teacher: Signal, s: Place, t: Place, mask: Tensor, keys: Tensor
     ) -> Tensor:
+        """`mask` [B, Q]: queries that count; `keys`: [B, K], where all read the same, or [B, Q, K]."""
+        term = bound.term
+        assert isinstance(term, AttentionTerm)
         assert bound.theirs is not None and self.teacher_config is not None
         heads, distance = bound.ours.head_count(self.student_config), LOSSES["attention"][term.distance]
         scaled = [stack.scores == "scaled" for stack in (bound.ours, bound.theirs)]
@@ -168,6 +174,12 @@ class Objective(nn.Module):
         )
         sides = ((student, bound.ours), (teacher, bound.theirs))
         bias = [None if cross else signal.bias.get(stack.name) for signal, stack in sides]
+        alike = ours[0].shape == theirs[0].shape and scaled[0] == scaled[1] and keys.dim() == 2
+        plain = term.distance == "mse" and bias[0] is None and bias[1] is None
+        if alike and plain and by_width_is_quicker(*ours, heads):
+            by_width = partial(attention_mse_by_width, heads=heads, scaled=scaled[0])
+            return by_examples(by_width, ours, [*theirs, mask, keys], 2 * sum(part[0].numel() for part in ours))
+        pairs = _pairs(mask, keys)
 
         def loss(q: Tensor, k: Tensor, their_q: Tensor, their_k: Tensor, counted: Tensor) -> Tensor:
             scores = attention_scores(q, k, heads, scaled[0], bias[0])
@@ -284,7 +296,7 @@ def _wide(
     distance: Callable[[Tensor, Any, Tensor], Tensor], ours: Tensor, theirs: Tensor | TopLogits, mask: Tensor
 ) -> Tensor:
     """A distance of logits; of many wide distributions chunk by chunk."""
-    if ours.numel() <= CHUNK:
+    if ours.numel() <= at_once(CHUNK, ours.device):
         return distance(ours, theirs, mask)
     if isinstance(theirs, TopLogits):
         return in_chunks(distance, ours, theirs.pieces, mask)
@@ -296,15 +308,19 @@ def _key(name: str, layer: int) -> str:
     return f"{name.replace('.', '_')}_{layer}"
 
 
-def _pairs(mask: Tensor, bound: Bound, batch: Batch) -> Tensor:
-    """Which key counts for which query [B, Q, K]: every real token of an encoder, none of a decoder's future."""
-    inputs = batch["attention_mask"].bool()
+def _keys(mask: Tensor, bound: Bound, batch: Batch) -> Tensor:
+    """The keys that a query reads: every real token of an encoder [B, K], none of a decoder's future [B, Q, K]."""
     cross = isinstance(bound.term, AttentionTerm) and bound.term.of == "cross"
     if bound.ours.cross is None or cross:
-        readable: Tensor = mask[:, :, None] & inputs[:, None, :]
-        return readable
+        tokens: Tensor = batch["attention_mask"].bool()
+        return tokens
     past = torch.ones(mask.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device).tril()
-    return mask[:, :, None] & mask[:, None, :] & past
+    return mask[:, None, :] & past
+
+
+def _pairs(queries: Tensor, keys: Tensor) -> Tensor:
+    """Which key counts for which query [B, Q, K]."""
+    return queries[:, :, None] & (keys[:, None] if keys.dim() == 2 else keys)
 
 
 def _names(terms: Sequence[AnyTerm]) -> list[str]:

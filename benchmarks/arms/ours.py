@@ -20,7 +20,7 @@ from gate import Gate
 from torch import Tensor
 
 import nlp_distill
-from nlp_distill import batches, loop, objective, road, rows, signals, teaching
+from nlp_distill import batches, loop, losses, objective, road, rows, signals, teaching
 from nlp_distill.recipe import Recipe, Training
 
 
@@ -98,6 +98,7 @@ OUT: dict[str, list[tuple[Any, str, Any]]] = {
     "attention terms by examples": [(objective, "by_examples", all_at_once)],
     "early stop": [(signals, "capture", whole)],
     "shared encoder": [(teaching, "may_share_encoder", lambda *_: False)],
+    "attention terms by width": [(losses, "LONG", math.inf)],
     "chunked KL": [(objective, "CHUNK", math.inf)],
     # Turned on again by every stage: main does it.
     "unfilled tensors": [],

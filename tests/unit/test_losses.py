@@ -252,3 +252,52 @@ def test_projected_outputs_give_the_same_loss_and_gradients_some_tokens_at_a_tim
     for cut in found[1:]:
         assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(cut, found[0], strict=True))
     assert all(part.abs().sum() > 0 for part in found[0])
+
+
+def by_scores(q, k, their_q, their_k, queries, keys, scaled=True):
+    """The loss from scores, in the arithmetic of what it is given."""
+    cut = [x.view(*x.shape[:2], A, -1).transpose(1, 2) for x in (q, k, their_q, their_k)]
+    differences = cut[0] @ cut[1].transpose(2, 3) - cut[2] @ cut[3].transpose(2, 3)
+    squares = differences.square() / (q.shape[-1] / A if scaled else 1)
+    pairs = (queries[:, :, None] & keys[:, None])[:, None]
+    return (squares * pairs).sum((1, 2, 3)).div(keys.sum(1).clamp(min=1) * A).sum()
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("apart", [1.0, 1e-3])
+def test_attention_by_width_is_attention_by_scores(g, scaled, apart):
+    """Also of as many keys as are no queries; where both sides are nearly alike, too, it agrees with float64."""
+    their_q, their_k = rand(g, B, 7, H), rand(g, B, S, H)
+    near = [their_q + apart * rand(g, B, 7, H), their_k + apart * rand(g, B, S, H)]
+    queries = torch.tensor([[1] * 7, [0, 1, 1, 0, 0, 0, 0], [0] * 7], dtype=torch.bool)
+    leaves = [x.clone().requires_grad_() for x in near]
+    value = losses.attention_mse_by_width(*leaves, their_q, their_k, queries, MASK, heads=A, scaled=scaled)
+    (value * 0.7).backward()
+    exact = [x.double().requires_grad_() for x in near]
+    expected = by_scores(*exact, their_q.double(), their_k.double(), queries, MASK, scaled)
+    (expected * 0.7).backward()
+    assert value > 0 and torch.allclose(value.double(), expected, rtol=1e-3 if apart < 1 else 1e-5)
+    for ours, theirs in zip(leaves, exact, strict=True):
+        assert torch.allclose(ours.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3 * theirs.grad.abs().max())
+    if scaled and apart == 1:
+        pairs = queries[:, :, None] & MASK[:, None]
+        scores = [losses.attention_scores(q, k, A) for q, k in (near, (their_q, their_k))]
+        assert torch.allclose(losses.attention_mse(*scores, pairs), value, rtol=1e-5)
+
+
+def test_attention_by_width_makes_no_scores(g):
+    """2,048 tokens: their scores would be 8 million numbers; nothing is larger than what it is given."""
+    made = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            made.extend(part.numel() for part in (out if isinstance(out, tuple) else [out]) if part is not None)
+            return out
+
+    tensors = [rand(g, 1, 2048, H) for _ in range(4)]
+    leaves = [tensor.requires_grad_() for tensor in tensors[:2]]
+    everywhere = torch.ones(1, 2048, dtype=torch.bool)
+    with Watch():
+        losses.attention_mse_by_width(*leaves, *tensors[2:], everywhere, everywhere, heads=A, scaled=True).backward()
+    assert max(made) <= 2048 * H

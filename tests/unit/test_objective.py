@@ -1,7 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from nlp_distill import losses
+from nlp_distill import objective as objective_module
 from nlp_distill.errors import SignalMissing
 from nlp_distill.objective import Objective
 from nlp_distill.signals import LiveTeacher, Request, capture, model_inputs
@@ -150,3 +153,42 @@ def test_terms_of_attention_by_examples_change_nothing(task, monkeypatch):
         found.append([*said.values(), *(p.grad.clone() for p in student.parameters() if p.grad is not None)])
     for whole, cut in zip(*found, strict=True):
         assert torch.allclose(whole, cut, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "of", "used"), [("bert", "self", 2), ("bart", "self", 2), ("bart", "cross", 2)])
+def test_scores_of_long_rows_are_never_made(task, kind, of, used, monkeypatch):
+    """The same sums and gradients either way; a decoder's queries read other keys each, so it keeps its scores."""
+    if kind == "bert":
+        pair, supervise = [tiny_model(kind, num_hidden_layers=n).eval() for n in (2, 4)], {"encoder": [1, 3]}
+    else:
+        task, auto = load_task("seq2seq"), "AutoModelForSeq2SeqLM"
+        pair = [tiny_model(kind, auto, decoder_layers=n, encoder_layers=n).eval() for n in (2, 4)]
+        supervise = {"encoder": [1, 3], "decoder": [1, 3]}
+    student, teacher = pair
+    objective = Objective([AttentionTerm(of=of)], task, student.config, teacher.config, supervise)
+    live, data = LiveTeacher(teacher, task, objective.teacher_request, None), batch()
+    if kind == "bart":
+        targets = torch.tensor([[2, 8, 6, 4], [2, 9, 3, 0], [2, 5, 4, 3], [2, 7, 7, 3]])
+        data |= {"decoder_input_ids": targets, "decoder_attention_mask": (targets != 0).long(), "labels": targets}
+    calls, by_width = [], objective_module.attention_mse_by_width
+    monkeypatch.setattr(
+        objective_module, "attention_mse_by_width", lambda *given, **how: calls.append(1) or by_width(*given, **how)
+    )
+    found = []
+    for long in (math.inf, 0):
+        monkeypatch.setattr(losses, "LONG", long)
+        student.zero_grad()
+        said = sums(objective, student, live, data)
+        sum(said.values()).backward()
+        found.append([*said.values(), *(p.grad.clone() for p in student.parameters() if p.grad is not None)])
+        assert len(calls) == (used if long == 0 else 0)
+    for whole, cut in zip(*found, strict=True):
+        assert torch.allclose(whole, cut, rtol=1e-3, atol=1e-6)
+
+
+def test_biased_scores_are_not_products_of_widths(task, monkeypatch):
+    monkeypatch.setattr(losses, "LONG", 0)
+    monkeypatch.setattr(objective_module, "attention_mse_by_width", None)
+    student, teacher = (tiny_model("mpnet", num_hidden_layers=n).eval() for n in (2, 4))
+    objective = Objective([AttentionTerm()], task, student.config, teacher.config, {"encoder": [1, 3]})
+    assert sums(objective, student, LiveTeacher(teacher, task, objective.teacher_request, None), batch())
