@@ -156,7 +156,7 @@ def earlier(kept: Path) -> dict[str, Any]:
 def main() -> None:
     """Measure the sections asked for and keep them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--only", nargs="+", choices=[*SECTIONS], default=[*SECTIONS])
     asked = parser.parse_args()
     result = earlier(Path(__file__).with_suffix(".result.json"))

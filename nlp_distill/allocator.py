@@ -1,7 +1,7 @@
 """Memory that a training frees and takes again at every step stays with the process.
 
-glibc gives each block of more than 128 kB back to the system and takes it anew, zeroed page by page: on a CPU a sixth
-of the time of a short training step. What is computed is the same.
+glibc gives each block of more than 128 kB back to the system and takes it anew, zeroed page by page: on a CPU up to
+a sixth of the time of a training step. What is computed is the same.
 """
 
 from __future__ import annotations
